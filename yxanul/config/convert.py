@@ -1,0 +1,87 @@
+"""ConfigDict to validated spec and back, and the fields in which two configurations differ."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict
+
+from yxanul.config.checks import FieldError, unknown_field
+from yxanul.config.spec import ExperimentSpec
+
+
+def to_dict(spec: Any) -> Any:
+  """A spec as plain dicts, tuples and scalars."""
+  if dataclasses.is_dataclass(spec):
+    return {f.name: to_dict(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+  if isinstance(spec, tuple):
+    return tuple(to_dict(item) for item in spec)
+  return spec
+
+
+def to_config(spec: Any) -> ConfigDict:
+  """A spec as a ConfigDict whose fields may be overridden, tuples of specs as tuples of ConfigDicts."""
+
+  def convert(value: Any) -> Any:
+    if isinstance(value, dict):
+      return ConfigDict({k: convert(v) for k, v in value.items()})
+    if isinstance(value, tuple):
+      return tuple(convert(v) for v in value)
+    return value
+
+  return convert(to_dict(spec))
+
+
+def default_config() -> ConfigDict:
+  """The ConfigDict that every experiment starts from: every field, at its default."""
+  return to_config(ExperimentSpec(name='default'))
+
+
+def _build(kind: Any, value: Any, field: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    if not isinstance(value, Mapping | ConfigDict):
+      raise FieldError(field, value, f'the fields of {kind.__name__}')
+    hints = get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in value:
+      if name not in known:
+        raise unknown_field(f'{field}.{name}' if field else name, known)
+    for name in known:
+      if name not in value:
+        raise FieldError(f'{field}.{name}' if field else name, None, 'a value: the field is missing')
+    prefix = f'{field}.' if field else ''
+    return kind(**{name: _build(hints[name], value[name], prefix + name) for name in known})
+  if get_origin(kind) is tuple:
+    if not isinstance(value, tuple | list):
+      raise FieldError(field, value, 'a tuple')
+    item = get_args(kind)[0]
+    return tuple(_build(item, v, f'{field}[{i}]') for i, v in enumerate(value))
+  if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if not math.isfinite(value):
+      raise FieldError(field, value, 'a finite number')
+    return float(value)
+  if type(value) is not kind:
+    raise FieldError(field, value, {int: 'a whole number', str: 'a text', bool: 'true or false', float: 'a number'}[kind])
+  return value
+
+
+def from_config(config: Any) -> ExperimentSpec:
+  """Validates a ConfigDict (or nested dict) and returns the frozen spec.
+
+  Raises:
+    ValueError: one line naming the first field that is unknown, missing, of the wrong type or out of range.
+  """
+  return _build(ExperimentSpec, config, '')
+
+
+def differing_fields(a: Any, b: Any, field: str = '') -> list[str]:
+  """Names of the fields, with both values, in which two nested dicts differ: 'model.d_model: 768 -> 512'."""
+  if isinstance(a, Mapping) and isinstance(b, Mapping):
+    names = [*a, *(name for name in b if name not in a)]
+    return [
+      line for name in names for line in differing_fields(a.get(name), b.get(name), f'{field}.{name}' if field else str(name))
+    ]
+  if isinstance(a, tuple | list) and isinstance(b, tuple | list) and len(a) == len(b):
+    return [line for i, (x, y) in enumerate(zip(a, b, strict=True)) for line in differing_fields(x, y, f'{field}[{i}]')]
+  return [] if a == b else [f'{field}: {a!r} -> {b!r}']
