@@ -1,0 +1,66 @@
+"""The memory estimate: each part against an independent count."""
+
+import dataclasses
+
+import pytest
+
+from yxanul.config.model_spec import ModelSpec, PrecisionSpec
+from yxanul.config.spec import CurriculumSpec, ExperimentSpec, StageSpec
+from yxanul.planning import memory
+
+ULTRA = ModelSpec()
+FP8, BF16, FP32 = PrecisionSpec(), PrecisionSpec(matmul='bf16'), PrecisionSpec(matmul='fp32')
+
+
+def test_parameters_gradients_and_moments_are_four_words_a_parameter():
+  parts = memory.estimate(ULTRA, FP32, 1024)
+  assert parts.parameters_bytes == parts.gradients_bytes == 4 * 196_398_464
+  assert parts.optimizer_bytes == 8 * 196_398_464
+  assert parts.total_bytes == sum(dataclasses.astuple(parts))
+
+
+def test_weight_copies_hold_every_matrix_and_no_norm():
+  matrices = ULTRA.parameter_count() - (2 * 28 + 1) * 768
+  assert memory.weight_copies_bytes(ULTRA, BF16) == 2 * matrices
+  assert memory.weight_copies_bytes(ULTRA, FP8) == 2 * matrices
+  assert memory.weight_copies_bytes(ULTRA, FP32) == 0
+  plain = dataclasses.replace(ULTRA, embedding_rank=0)
+  assert memory.weight_copies_bytes(plain, BF16) == 2 * (28 * 6_094_848 + 200_005 * 768)
+
+
+def test_what_a_block_keeps_in_bf16_counted_by_hand():
+  saved = memory.saved_bytes_per_token(ULTRA, BF16)
+  ends = saved.pop('ends')
+  stream, normed, qkvo, gate_up, hidden = 2 * 768, 2 * 768, 2 * (768 + 128 + 128 + 768), 2 * 4096, 2 * 2048
+  assert sum(saved.values()) == 2 * (stream + 4) + 2 * normed + qkvo + 12 * 4 + gate_up + hidden
+  assert ends == 8 + 8 + 2 * 128 + (2 * 768 + 4) + 2 * 768 + 2 * 128 + 4
+
+
+def test_fp8_keeps_linear_inputs_in_a_byte_and_only_the_chosen_linears():
+  some = PrecisionSpec(fp8_linears=('up', 'down'))
+  fp8, part, bf16 = (memory.saved_bytes_per_token(ULTRA, p) for p in (FP8, some, BF16))
+  assert fp8['down'] == part['down'] == bf16['down'] // 2 == 2048
+  assert (fp8['qkv'], part['qkv'], bf16['qkv']) == (768, 1536, 1536)
+  assert (fp8['attention_out'], part['attention_out'], bf16['attention_out']) == (768, 0, 0)
+  assert fp8['activation'] == bf16['activation'] == 2 * 4096
+
+
+def test_activations_grow_with_tokens_and_the_logits_stop_at_a_chunk():
+  one, two = memory.estimate(ULTRA, FP8, 4096), memory.estimate(ULTRA, FP8, 8192)
+  assert two.activations_bytes == 2 * one.activations_bytes
+  assert two.workspace_bytes == 2 * one.workspace_bytes
+  assert two.vocab_loss_bytes == one.vocab_loss_bytes == 8 * 1024 * 200_005
+  assert memory.estimate(ULTRA, FP8, 100).vocab_loss_bytes == 8 * 100 * 200_005
+  with pytest.raises(ValueError, match='tokens: got 0'):
+    memory.estimate(ULTRA, FP8, 0)
+
+
+def test_stage_rows_divide_the_global_batch_over_devices():
+  stages = (StageSpec(seq_len=8, batch_size=64), StageSpec(seq_len=16, batch_size=32, step_share_start=0.5))
+  spec = ExperimentSpec(name='x', curriculum=CurriculumSpec(stages=stages), precision=BF16)
+  rows = memory.stage_memory_rows(spec, devices=2)
+  assert [(row['stage'], row['seq_len'], row['tokens']) for row in rows] == [(1, 8, 256), (2, 16, 256)]
+  parts = [v for k, v in rows[0].items() if k.endswith('_bytes') and k != 'memory_bytes']
+  assert rows[0]['memory_bytes'] == sum(parts) == memory.estimate(ULTRA, BF16, 256).total_bytes
+  with pytest.raises(ValueError, match=r'stages\[0\].batch_size: got 64, wants a multiple of the 3 devices'):
+    memory.stage_memory_rows(spec, devices=3)

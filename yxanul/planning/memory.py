@@ -1,0 +1,155 @@
+"""Device memory of one training step, estimated part by part from the specs.
+
+An estimate, not yet confirmed on a GPU for this package's own step. (One outside mark: ultra written plainly, BF16, compiled,
+64 rows of 2048 tokens, took 92 GB on an H200; this file says 88 GB.) It adds up tensors that have to exist at the moment when memory peaks, the start of
+the backward pass; it leaves out the CUDA context (some 0.5 GB), what the allocator keeps for itself, and libraries' own
+buffers. It supposes fused kernels: an operation keeps only what its own backward pass reads. Composed from plain torch
+operations, norms, rotations and activations keep several intermediate results each, so an eager run needs more.
+
+What is kept for the backward pass, per token and block (a: bytes of an activation, 4 in FP32 and 2 otherwise; w: bytes of
+a linear's saved input, 1 when that linear runs in FP8 and a otherwise):
+
+| operation      | keeps                                                                                  |
+|----------------|----------------------------------------------------------------------------------------|
+| attention_norm | its input a x d_model and its statistics (FP32: one for RMSNorm, two for LayerNorm)     |
+| qkv            | its input w x d_model                                                                  |
+| attention      | rotated query and key, value, output a x (2 d_query + 2 d_kv); log-sum-exp 4 x n_heads |
+| attention_out  | its input in FP8, d_query; in other formats that is the attention's output, kept above |
+| mlp_norm       | as attention_norm                                                                      |
+| up             | its input w x d_model                                                                  |
+| activation     | its input a x d_up                                                                     |
+| down           | its input w x d_hidden                                                                 |
+
+Outside the blocks: the token and its target (2 x 8), the looked-up row of a factorized table, the final norm, the head's
+input and its projection, and one FP32 log-sum-exp.
+"""
+
+import dataclasses
+
+from yxanul.config.model_spec import ModelSpec, PrecisionSpec
+from yxanul.config.spec import ExperimentSpec
+
+VOCAB_CHUNK_TOKENS = 1024  # tokens whose logits exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+  """Bytes on one device, by part."""
+
+  parameters_bytes: int  # FP32 master weights
+  weight_copies_bytes: int  # the formats that matrix products read
+  gradients_bytes: int  # FP32
+  optimizer_bytes: int  # two FP32 moments
+  activations_bytes: int  # kept for the backward pass
+  workspace_bytes: int  # gradients inside one block while it is differentiated
+  vocab_loss_bytes: int  # one chunk of logits and its gradient, FP32
+
+  @property
+  def total_bytes(self) -> int:
+    return sum(dataclasses.astuple(self))
+
+
+def _activation_bytes(precision: PrecisionSpec) -> int:
+  return 4 if precision.matmul == 'fp32' else 2
+
+
+def _is_fp8(precision: PrecisionSpec, linear: str) -> bool:
+  return precision.matmul == 'fp8' and linear in precision.fp8_linears
+
+
+def _linear_sizes(model: ModelSpec) -> dict[str, int]:
+  """Weights of each linear of one block."""
+  return {
+    'qkv': model.d_model * model.d_qkv,
+    'attention_out': model.d_query * model.d_model,
+    'up': model.d_model * model.d_up,
+    'down': model.d_hidden * model.d_model,
+  }
+
+
+def weight_copies_bytes(model: ModelSpec, precision: PrecisionSpec) -> int:
+  """Bytes of the copies that matrix products read beside the FP32 master weights.
+
+  An FP8 linear has two, row-wise and transposed, because Hopper's FP8 product wants both operands with the contracted
+  dimension innermost. The others, the table and the projection have one in BF16. Under FP32 the master weights serve.
+  """
+  if precision.matmul == 'fp32':
+    return 0
+  sizes = _linear_sizes(model)  # 2 bytes a weight either way: one BF16 copy or two FP8 copies
+  embedding = model.embedding_rank * (model.vocab_size + model.d_model) or model.vocab_size * model.d_model
+  return 2 * (model.n_layers * sum(sizes.values()) + embedding)
+
+
+def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec) -> dict[str, int]:
+  """Bytes a token keeps for the backward pass, by operation of one block, and 'ends' for all outside the blocks."""
+  d, a = model.d_model, _activation_bytes(precision)
+  statistics = 4 if model.norm == 'rmsnorm' else 8
+
+  def saved_input(linear: str) -> int:
+    return 1 if _is_fp8(precision, linear) else a
+
+  ends = 16 + a * d + statistics + a * d + 4
+  ends += 2 * a * model.embedding_rank  # in: the looked-up row; out: the head's projected input
+  return {
+    'attention_norm': a * d + statistics,
+    'qkv': saved_input('qkv') * d,
+    'attention': a * (2 * model.d_query + 2 * model.d_kv) + 4 * model.n_heads,
+    'attention_out': model.d_query if _is_fp8(precision, 'attention_out') else 0,
+    'mlp_norm': a * d + statistics,
+    'up': saved_input('up') * d,
+    'activation': a * model.d_up,
+    'down': saved_input('down') * model.d_hidden,
+    'ends': ends,
+  }
+
+
+def estimate(
+  model: ModelSpec, precision: PrecisionSpec, tokens: int, vocab_chunk_tokens: int = VOCAB_CHUNK_TOKENS
+) -> MemoryEstimate:
+  """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length).
+
+  Raises:
+    ValueError: `tokens` is not positive.
+  """
+  if tokens < 1:
+    raise ValueError(f'tokens: got {tokens}, wants at least 1 on each device')
+  parameters = model.parameter_count()
+  saved = saved_bytes_per_token(model, precision)
+  ends = saved.pop('ends')
+  a = _activation_bytes(precision)
+  # Widest moment inside a block: gradients of the residual stream, of the activation's output and of its input, and under
+  # FP8 the two quantized copies (for the input's gradient and for the weight's) of the latter.
+  widest = a * (model.d_model + model.d_hidden + model.d_up) + (2 * model.d_up if _is_fp8(precision, 'up') else 0)
+  return MemoryEstimate(
+    parameters_bytes=4 * parameters,
+    weight_copies_bytes=weight_copies_bytes(model, precision),
+    gradients_bytes=4 * parameters,
+    optimizer_bytes=8 * parameters,
+    activations_bytes=tokens * (model.n_layers * sum(saved.values()) + ends),
+    workspace_bytes=tokens * widest,
+    vocab_loss_bytes=2 * 4 * min(tokens, vocab_chunk_tokens) * model.vocab_size,
+  )
+
+
+def stage_memory_rows(spec: ExperimentSpec, devices: int = 1) -> list[dict[str, int]]:
+  """One row a stage: 'stage', 'seq_len', 'tokens' on one device, each part, and 'memory_bytes', their sum.
+
+  Raises:
+    ValueError: a stage's global batch does not divide over `devices`.
+  """
+  rows = []
+  for i, stage in enumerate(spec.curriculum.stages):
+    if stage.batch_size % devices:
+      raise ValueError(f'curriculum.stages[{i}].batch_size: got {stage.batch_size}, wants a multiple of the {devices} devices')
+    tokens = stage.tokens_per_step // devices
+    memory = estimate(spec.model, spec.precision, tokens)
+    rows.append(
+      {
+        'stage': i + 1,
+        'seq_len': stage.seq_len,
+        'tokens': tokens,
+        **dataclasses.asdict(memory),
+        'memory_bytes': memory.total_bytes,
+      }
+    )
+  return rows
