@@ -1,0 +1,1 @@
+"""The model: parameters in, logits out."""

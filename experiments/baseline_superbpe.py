@@ -1,0 +1,21 @@
+"""The GPT-2 baseline with one saving on: SuperBPE tokens.
+
+Command:  python -m yxanul.main --config=experiments/baseline_superbpe.py:source=PATH
+Hardware: one GPU with 16 GB
+Expected: not yet run to its end; records/ holds what was measured.
+
+The table keeps its full width, so 200,005 entries cost 115M parameters more than GPT-2's; the blocks are the same.
+Variants: `source`, `budget_tokens`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import baseline_gpt2, ultra
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = baseline_gpt2.get_config(arg)
+  config.name = 'baseline_superbpe'
+  config.data.tokenizer = ultra.get_config().data.tokenizer
+  config.model.vocab_size = ultra.get_config().model.vocab_size
+  return config

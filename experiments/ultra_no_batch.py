@@ -1,0 +1,21 @@
+"""ultra with one saving off: the baseline's 12,288 tokens a step.
+
+Command:  python -m yxanul.main --config=experiments/ultra_no_batch.py:source=PATH
+Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
+Expected: not yet run to its end; records/ holds what was measured.
+
+The reference batch stays the mission's, so the learning rate falls with the square root of the batch.
+Variants: `gpu`, `source`, `budget_tokens`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import baseline_curriculum, ultra
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = ultra.get_config(arg)
+  config.name = 'ultra_no_batch'
+  for stage in config.curriculum.stages:
+    stage.batch_size = baseline_curriculum.TOKENS_PER_STEP // stage.seq_len
+  return config

@@ -1,0 +1,21 @@
+"""ultra with one saving off: rows of 2048 tokens from the first step to the last.
+
+Command:  python -m yxanul.main --config=experiments/ultra_no_curriculum.py:source=PATH
+Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
+Expected: not yet run to its end; records/ holds what was measured.
+
+Variants: `gpu`, `source`, `budget_tokens`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import ultra
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = ultra.get_config(arg)
+  config.name = 'ultra_no_curriculum'
+  last = config.curriculum.stages[-1]
+  last.step_share_start = 0.0
+  config.curriculum.stages = (last,)
+  return config

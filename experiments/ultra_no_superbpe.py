@@ -1,0 +1,20 @@
+"""ultra with one saving off: GPT-2's tokenizer.
+
+Command:  python -m yxanul.main --config=experiments/ultra_no_superbpe.py:source=PATH
+Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
+Expected: not yet run to its end; records/ holds what was measured.
+
+Variants: `gpu`, `source`, `budget_tokens`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import baseline_gpt2, ultra
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = ultra.get_config(arg)
+  config.name = 'ultra_no_superbpe'
+  config.data.tokenizer = baseline_gpt2.get_config().data.tokenizer
+  config.model.vocab_size = baseline_gpt2.get_config().model.vocab_size
+  return config

@@ -1,0 +1,111 @@
+"""Command lines: the `--config` flag with its overrides, and one line instead of a traceback for a user's mistake.
+
+Every program is a function `main(config, spec)` behind `run(main)`. Importing this module defines `--config`.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from yxanul.config import convert, registry
+from yxanul.config.checks import FieldError, unknown_field
+from yxanul.config.spec import ExperimentSpec
+
+EXIT_USAGE = 2  # the user's mistake: nothing was done
+EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment: experiments/NAME.py[:key=value,...]; any field as --config.a.b=value.', lock_config=True
+)
+_WANTS = {int: 'a whole number', float: 'a number', bool: 'true or false', tuple: 'a tuple'}
+
+
+def _overrides(argv: list[str]) -> Iterator[tuple[str, str]]:
+  for argument in argv:
+    if match := re.match(r'--(?:no)?config\.([^=]+)(?:=(.*))?$', argument, re.DOTALL):
+      yield match.group(1), match.group(2)
+
+
+def _check_field(config: ConfigDict, field: str) -> Any:
+  """The value at 'a.b[0].c'; a ValueError names the nearest field where a part does not exist."""
+  value: Any = config
+  walked = ''
+  for name, index in re.findall(r'([^.\[\]]+)|\[(\d+)\]', field):
+    if index:
+      if not isinstance(value, tuple | list) or int(index) >= len(value):
+        size = f'an index below {len(value)}' if isinstance(value, tuple | list) else 'no index'
+        raise FieldError(walked, f'[{index}]', size)
+      value, walked = value[int(index)], f'{walked}[{index}]'
+    else:
+      dotted = f'{walked}.{name}' if walked else name
+      if not isinstance(value, ConfigDict) or name not in value:
+        raise unknown_field(dotted, list(value) if isinstance(value, ConfigDict) else [])
+      value, walked = value[name], dotted
+  return value
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """absl's own parsing, with the mistakes people make told apart first."""
+  before = argv[: argv.index('--')] if '--' in argv else argv
+  experiment = next((b.partition('=')[2] or n for b, n in zip(before, [*before[1:], ''], strict=True) if _is_config(b)), None)
+  if experiment is not None:
+    config = registry.load(experiment)
+    for field, _ in _overrides(before):
+      _check_field(config, field)
+  elif field := next(_overrides(before), None):
+    raise ValueError(f'--config.{field[0]}: overrides need the experiment, --config=experiments/NAME.py')
+  try:
+    return flags.FLAGS(argv)
+  except flags.IllegalFlagValueError as error:
+    for field, text in _overrides(before):
+      if f'--config.{field}=' in str(error):
+        kind = type(_check_field(config, field))
+        raise FieldError(field, text, _WANTS.get(kind, f'a value of type {kind.__name__}')) from None
+    raise
+
+
+def _is_config(argument: str) -> bool:
+  return re.match(r'--?config(=|$)', argument) is not None
+
+
+def spec() -> tuple[ConfigDict, ExperimentSpec]:
+  """The configuration that the flags name, and its validated spec."""
+  if _CONFIG.value is None:
+    raise ValueError('--config: missing, wants experiments/NAME.py (--list shows what there is)')
+  return _CONFIG.value, convert.from_config(_CONFIG.value)
+
+
+def _fail(error: BaseException) -> None:
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+  sys.exit(EXIT_USAGE)
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses the flags, runs `main` and exits with what it returns.
+
+  A ValueError or OSError is a user's mistake or a fault of the machine: one line on stderr and exit status 2. With
+  `--verbosity=1` the traceback comes too.
+  """
+
+  def guarded(_: list[str]) -> int | None:
+    try:
+      return main()
+    except (ValueError, OSError) as error:
+      if logging.get_verbosity() >= logging.DEBUG:
+        raise
+      return _fail(error)
+
+  def parse(argv: list[str]) -> list[str]:
+    try:
+      rest = _parse(argv)
+      if len(rest) > 1:
+        raise ValueError(f'{rest[1]!r}: not a flag; flags are written --name=value')
+      return rest
+    except (ValueError, flags.Error, OSError) as error:
+      return _fail(error)
+
+  app.run(guarded, flags_parser=parse)

@@ -1,0 +1,82 @@
+"""Cross-entropy over a large vocabulary that never holds all logits.
+
+Shapes: N tokens, R width in front of the head, V vocabulary, M tokens of one chunk.
+
+The loss is a weighted sum over tokens, so its gradients are known in the forward pass: for a chunk of tokens the logits
+x W^T give the log-partition, then (softmax - onehot) * weight gives both gradients, and the chunk is dropped. The backward
+pass only multiplies by the incoming scalar. Rejected: torch's own cross-entropy (N x V logits: 105 GB for 131,072
+tokens over 200,005 words in FP32), and dropping small gradients as cut-cross-entropy does, which starves the head of nearly all
+negative gradients at the start of training.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 * 2**20  # of FP32 logits
+
+
+def vocab_loss(
+  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, engine: str = 'chunked'
+) -> tuple[Tensor, Tensor]:
+  """sum(weights * nll) and every token's nll, where nll = logsumexp(x W^T) - (x W^T)[target], in nats.
+
+  Args:
+    x_NR: FP32 or BF16.
+    table_VR: the head, FP32; it is cast to x's dtype for the products, its gradient is FP32.
+    targets_N: int, in [0, V).
+    weights_N: FP32; 0 leaves a token out of the loss.
+    engine: 'chunked', or 'reference' (all logits at once, plain autograd).
+
+  Returns:
+    The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
+  """
+  if engine == 'reference':
+    nll_N = nll(x_NR, table_VR, targets_N)
+    return (weights_N * nll_N).sum(), nll_N.detach()
+  assert engine == 'chunked', engine
+  return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N)
+
+
+def nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
+  """Every token's negative log-likelihood in nats, (N,) FP32, by holding all logits: the oracle."""
+  logits_NV = (x_NR @ table_VR.to(x_NR.dtype).T).float()
+  return torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')
+
+
+class _ChunkedLoss(torch.autograd.Function):
+  @staticmethod
+  def forward(ctx, x_NR, table_VR, targets_N, weights_N):
+    needs_x, needs_table = ctx.needs_input_grad[:2]
+    table = table_VR.to(x_NR.dtype)
+    chunk = max(1, CHUNK_BYTES // (4 * table.shape[0]))
+    nll_N = torch.empty_like(weights_N)
+    dx_NR = torch.empty_like(x_NR) if needs_x else None
+    dtable_VR = torch.zeros_like(table_VR) if needs_table else None
+    for start in range(0, len(x_NR), chunk):
+      part = slice(start, start + chunk)
+      x_MR, target_M1 = x_NR[part], targets_N[part, None].long()
+      logits_MV = (x_MR @ table.T).float()
+      lse_M = torch.logsumexp(logits_MV, -1)
+      nll_N[part] = lse_M - logits_MV.gather(-1, target_M1)[:, 0]
+      if not (needs_x or needs_table):
+        continue
+      d_MV = logits_MV.sub_(lse_M[:, None]).exp_()
+      d_MV.scatter_add_(-1, target_M1, d_MV.new_full(target_M1.shape, -1.0))
+      d_MV = d_MV.mul_(weights_N[part, None]).to(x_NR.dtype)
+      if needs_x:
+        torch.mm(d_MV, table, out=dx_NR[part])
+      if needs_table:
+        dtable_VR += (d_MV.T @ x_MR).float()
+    ctx.save_for_backward(dx_NR, dtable_VR)
+    ctx.mark_non_differentiable(nll_N)
+    return (weights_N * nll_N).sum(), nll_N
+
+  @staticmethod
+  def backward(ctx, dloss, _):
+    dx_NR, dtable_VR = ctx.saved_tensors
+    return (
+      None if dx_NR is None else (dx_NR * dloss).to(dx_NR.dtype),
+      None if dtable_VR is None else dtable_VR * dloss,
+      None,
+      None,
+    )
