@@ -1,7 +1,8 @@
 """The model as two pure functions over an explicit tree: `init` and `apply`.
 
-Parameters are a flat dict, name to tensor (`ModelSpec.parameter_shapes`); block parameters are stacked over layers. What a
-training step differentiates is `hidden` followed by `kernels.vocab_loss`; `apply` writes all logits out and is for sampling, tests and export.
+Parameters are a flat dict, name to tensor (`ModelSpec.parameter_shapes`); block parameters are stacked over layers. What
+a training step differentiates is `hidden` followed by `kernels.vocab_loss`; `apply` writes all logits out and is for
+sampling, tests and export.
 
 Shapes: B rows, T length, N = B*T tokens, D model width, R embedding rank (D where the table is not factorized), V vocabulary,
 H query heads, K key/value heads, C head width, L layers, O and I a linear's output and input width.
@@ -84,10 +85,7 @@ def block(x_BTD, p, layer, spec, numerics, rope, mask_B1TT) -> Tensor:
   x_BTD = x_BTD + linear('attention_out', rearrange(mixed_BTHC, 'b t h c -> b t (h c)'))
 
   y_BTD = _norm(x_BTD, p, 'mlp_norm', spec)
-  if spec.activation == 'swiglu':
-    y_BTF = norm.swiglu(linear('gate_up', y_BTD))
-  else:
-    y_BTF = norm.gelu(linear('up', y_BTD))
+  y_BTF = norm.swiglu(linear('gate_up', y_BTD)) if spec.activation == 'swiglu' else norm.gelu(linear('up', y_BTD))
   return x_BTD + linear('down', y_BTF)
 
 

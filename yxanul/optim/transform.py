@@ -1,7 +1,7 @@
 """The optimizer contract: a pair (init, update) over trees, and how pairs are chained (after optax).
 
-A tree is a flat dict, name to tensor. `update` takes gradients and gives what is to be added to the parameters; gradients and state
-are donated: their memory may be reused for the result, so the caller must not read them again.
+A tree is a flat dict, name to tensor. `update` takes gradients and gives what is to be added to the parameters; gradients
+and state are donated: their memory may be reused for the result, so the caller must not read them again.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@
 else, and the same state and batch give the same result bit for bit. Inside, the state is donated: its tensors are updated
 in place, so the old state must not be used again.
 
-Shapes: B rows, T length, N = B*T tokens. A batch of rows travels as the one stretch of text it is, N + 1 tokens: inputs are all but
-the last, targets all but the first.
+Shapes: B rows, T length, N = B*T tokens. A batch of rows travels as the one stretch of text it is, N + 1 tokens: inputs
+are all but the last, targets all but the first.
 """
 
 import math

@@ -1,0 +1,136 @@
+"""Checkpoints through orbax: asynchronous, atomic, whole. The only importer of orbax, and the only bridge from torch to numpy.
+
+A checkpoint is two items: `state`, the leaves of `TrainState` by path, and `host`, a JSON object with what the loop counts
+on the host, the choices made at warm-up, and a CRC-32 of every leaf. Orbax commits by renaming a finished folder, so a
+killed save leaves the one before it whole; what it does not check (names, shapes, dtypes, flipped bits) is checked here.
+"""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from absl import logging
+from torch import Tensor
+
+# Or jax, which orbax imports, takes most of a GPU's memory for itself.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+import orbax.checkpoint as ocp
+
+from yxanul.training.state import TrainState, flatten
+
+# Formats that numpy lacks: (torch dtype, an integer of the same width, numpy's name for it).
+_VIEWS = {
+  torch.bfloat16: (torch.uint16, ml_dtypes.bfloat16),
+  torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+  torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
+}
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+  """A copy on the host, bit for bit."""
+  x = x.detach().to('cpu', copy=True).contiguous()
+  if x.dtype in _VIEWS:
+    integer, dtype = _VIEWS[x.dtype]
+    return x.view(integer).numpy().view(dtype)
+  return x.numpy()
+
+
+def from_numpy(x: np.ndarray) -> Tensor:
+  """The inverse of `to_numpy`."""
+  for dtype, (integer, name) in _VIEWS.items():
+    if x.dtype == name:
+      return torch.from_numpy(x.view(np.dtype(str(integer).removeprefix('torch.')))).view(dtype)
+  return torch.from_numpy(np.array(x))
+
+
+def _crc(x: np.ndarray) -> int:
+  return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data)
+
+
+class Checkpoints:
+  """The checkpoints of one run in a folder, newest last; the newest `kept` stay."""
+
+  def __init__(self, folder: Path, kept: int):
+    logging.get_absl_logger().setLevel('WARNING')  # orbax tells every step of a save at INFO
+    self.folder = folder.resolve()
+    self._options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, enable_async_checkpointing=True)
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(self.folder, options=self._options, item_names=('state', 'host'))
+
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, host: dict[str, Any]) -> None:
+    """Copies the state to the host and returns; the files are written behind. A step that is saved already stays."""
+    step = int(state.step)
+    if step in self.steps():
+      return
+    leaves = {path: to_numpy(leaf) for path, leaf in flatten(state).items()}
+    host = {**host, 'crc32': {path: _crc(leaf) for path, leaf in leaves.items()}}
+    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), host=ocp.args.JsonSave(host)))
+
+  def restore(self, state: TrainState) -> tuple[dict[str, Any], list[str]] | None:
+    """Copies the newest sound checkpoint into the state's own tensors.
+
+    Returns:
+      The host object, and one line for every newer checkpoint that was not sound (it is moved aside, to
+      `<folder>_broken/`); None where there is no checkpoint.
+
+    Raises:
+      ValueError: there are checkpoints and none is sound; nothing is touched.
+    """
+    broken: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      try:
+        leaves, host = self._read(step, state)
+      except Exception as error:  # orbax and its store raise many kinds for a damaged file; each means: not this one
+        broken[step] = f'checkpoint of step {step} is not usable ({" ".join(str(error).split())[:160]})'
+        continue
+      for path, leaf in flatten(state).items():
+        leaf.copy_(leaves[path])
+      self._set_aside(list(broken))
+      return host, list(broken.values())
+    if broken:
+      raise ValueError('; '.join(broken.values()) + f': no sound checkpoint is left in {self.folder}')
+    return None
+
+  def _read(self, step: int, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(), host=ocp.args.JsonRestore())
+    restored = self._manager.restore(step, args=args)
+    arrays, host = restored['state'], restored['host']
+    wanted = flatten(state)
+    if arrays.keys() != wanted.keys():
+      raise ValueError(f'it holds other leaves: {sorted(arrays.keys() ^ wanted.keys())[:3]}')
+    leaves = {}
+    for path, leaf in wanted.items():
+      if _crc(arrays[path]) != host['crc32'][path]:
+        raise ValueError(f'checksum of {path} does not fit')
+      leaves[path] = from_numpy(arrays[path])
+      if leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
+        raise ValueError(f'{path} is {leaves[path].dtype}{list(leaves[path].shape)}, wants {leaf.dtype}{list(leaf.shape)}')
+    return leaves, host
+
+  def _set_aside(self, steps: list[int]) -> None:
+    if not steps:
+      return
+    self._manager.close()
+    aside = self.folder.with_name(self.folder.name + '_broken')
+    aside.mkdir(exist_ok=True)
+    for step in steps:
+      number = len(list(aside.iterdir()))
+      (self.folder / str(step)).rename(aside / f'{number}-step-{step}')
+    self._manager = self._open()
+
+  def wait(self) -> None:
+    """Until every save is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()

@@ -1,0 +1,215 @@
+"""The one training loop: every side effect of a run that is not a file of its data happens here.
+
+The step itself is pure and knows no clock, no file and no signal. The loop feeds it, reads its metrics one step late, and
+at the boundaries (evaluation, checkpoint, request to stop) lets the device finish first.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from yxanul.config.spec import ExperimentSpec
+from yxanul.optim.schedule import learning_rate
+from yxanul.planning.flops import flops_per_token
+from yxanul.training.checkpoint import Checkpoints
+from yxanul.training.curriculum import Curriculum, Stage
+from yxanul.training.metrics import MetricsLog, MetricsQueue, bits_per_byte
+from yxanul.training.state import TrainState
+from yxanul.training.stop import Stopped, StopRequest
+
+
+@dataclasses.dataclass
+class Progress:
+  """What the loop counts on the host; it travels in every checkpoint, so that a resumed run logs what it would have logged."""
+
+  step: int = 0
+  tokens: int = 0
+  bytes: int = 0
+  skipped_steps: int = 0
+  seconds: float = 0.0  # wall clock of every session of the run, everything included
+  seconds_training: float = 0.0  # of it, training steps
+  evaluated_step: int = -1
+  val_bpb: float | None = None
+  interval: list[list[float]] = dataclasses.field(default_factory=list)  # metrics since the last log line
+  interval_tokens: int = 0
+  interval_seconds: float = 0.0
+
+
+class Clocks:
+  """Adds the passing time to a `Progress`; the training clock can be held."""
+
+  def __init__(self, progress: Progress):
+    self._progress = progress
+    self._last = time.perf_counter()
+    self.training = False
+
+  def tick(self) -> None:
+    now = time.perf_counter()
+    self._progress.seconds += now - self._last
+    if self.training:
+      self._progress.seconds_training += now - self._last
+      self._progress.interval_seconds += now - self._last
+    self._last = now
+
+
+@dataclasses.dataclass
+class Run:
+  """Everything the loop works with; `yxanul.run` puts it together."""
+
+  spec: ExperimentSpec
+  curriculum: Curriculum
+  step: Callable[..., tuple[TrainState, Any]]  # (stage, state, tokens, lr, max_norm), see training.graphs
+  batches: Callable[[int], Iterable[torch.Tensor]]  # from a position in target tokens to the rows of every step after it
+  evaluate: Callable[[dict[str, torch.Tensor], int], dict[str, Any]]  # (params, seq_len) to the fields of an evaluation line
+  checkpoints: Checkpoints
+  log: MetricsLog
+  display: Any
+  stop: StopRequest
+  device: torch.device
+  host: dict[str, Any]  # kept in every checkpoint beside the progress
+  peak_flops: float | None = None
+
+
+def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
+  """Trains from `progress` to the end of the curriculum.
+
+  Raises:
+    Stopped: on request, when everything is saved.
+  """
+  return _Loop(run, progress).train(state)
+
+
+class _Loop:
+  def __init__(self, run: Run, progress: Progress):
+    self.run = run
+    self.progress = progress
+    self.clocks = Clocks(progress)
+    self.queue = MetricsQueue(run.device)
+    self.saved_at = time.perf_counter()
+
+  def train(self, state: TrainState) -> TrainState:
+    run, progress = self.run, self.progress
+    if progress.step:
+      self._boundary(state)  # a run that was stopped inside an evaluation owes it
+    budget, total = run.spec.curriculum.budget_tokens, run.curriculum.total_tokens
+    if progress.tokens < total:
+      self.clocks.training = True
+      for tokens in run.batches(progress.tokens):
+        stage = run.curriculum.lookup(progress.tokens)
+        after = progress.tokens + stage.spec.tokens_per_step
+        rate = learning_rate(min(1.0, after / budget), stage.lr_factor, run.spec.optimizer)
+        state, metrics = run.step(stage, state, tokens, rate, stage.spec.grad_clip)
+        progress.step, progress.tokens = progress.step + 1, after
+        self.queue.put(metrics, (progress.step, stage, after, rate))
+        while len(self.queue) > 1:
+          self._absorb()
+        if run.stop or self._evaluation_due() or self._save_due():
+          self._boundary(state)
+        if after >= total:
+          break
+      self._drain()
+    return state
+
+  def _absorb(self) -> None:
+    """Takes in the oldest step whose metrics are still out, and writes its log line when one is due."""
+    values, (step, stage, tokens, rate) = self.queue.get()
+    progress = self.progress
+    progress.interval.append(values)
+    progress.interval_tokens += stage.spec.tokens_per_step
+    progress.bytes += int(values[2])
+    progress.skipped_steps += int(values[4])
+    ends_stage = step == stage.start_step + stage.n_steps
+    if step % self.run.spec.training.log_every_steps == 0 or ends_stage:
+      self._log(step, stage, tokens, rate)
+
+  def _log(self, step: int, stage: Stage, tokens: int, rate: float) -> None:
+    self.clocks.tick()
+    progress, interval = self.progress, self.progress.interval
+    per_second = progress.interval_tokens / progress.interval_seconds
+    nats, n_bytes = sum(v[1] for v in interval), sum(v[2] for v in interval)
+    flops = flops_per_token(self.run.spec.model, stage.spec.seq_len)
+    record = {
+      'step': step,
+      'stage': stage.number,
+      'seq_len': stage.spec.seq_len,
+      'tokens': tokens,
+      'bytes': progress.bytes,
+      'loss': sum(v[0] for v in interval) / len(interval),
+      'bpb_train': bits_per_byte(nats, n_bytes),
+      'lr': rate,
+      'grad_norm': interval[-1][3],
+      'tokens_per_second': per_second,
+      'bytes_per_second': n_bytes / progress.interval_seconds,
+      'mfu': per_second * flops / self.run.peak_flops if self.run.peak_flops else None,
+      'seconds': progress.seconds,
+      'seconds_training': progress.seconds_training,
+      'skipped_steps': progress.skipped_steps,
+    }
+    progress.interval, progress.interval_tokens, progress.interval_seconds = [], 0, 0.0
+    self.run.log.write(record)
+    self.run.display.update(record)
+
+  def _drain(self) -> None:
+    while len(self.queue):
+      self._absorb()
+    if self.run.device.type == 'cuda':
+      torch.cuda.synchronize(self.run.device)
+    self.clocks.tick()
+    self.clocks.training = False
+
+  def _boundary(self, state: TrainState) -> None:
+    """Lets the device finish, then evaluates, saves and stops, each if it is due."""
+    self._drain()
+    if self._evaluation_due() and not self.run.stop:
+      self._evaluate(state)
+    if self.run.stop or self._save_due():
+      self.save(state)
+    if self.run.stop:
+      self.run.checkpoints.wait()
+      raise Stopped
+    self.clocks.tick()
+    self.clocks.training = True
+
+  def _evaluation_due(self) -> bool:
+    """After the last step of a stage, and whenever another `every_share` of the budget is consumed."""
+    progress = self.progress
+    if progress.evaluated_step == progress.step or progress.step == 0:
+      return False
+    stage = self.run.curriculum.lookup(progress.tokens - 1)
+    portion = self.run.spec.evaluation.every_share * self.run.spec.curriculum.budget_tokens
+    crossed = progress.tokens // portion > (progress.tokens - stage.spec.tokens_per_step) // portion
+    return crossed or progress.step == stage.start_step + stage.n_steps
+
+  def _evaluate(self, state: TrainState) -> None:
+    progress = self.progress
+    stage = self.run.curriculum.lookup(progress.tokens - 1)
+    last = progress.tokens >= self.run.curriculum.total_tokens
+    longest = self.run.spec.evaluation.seq_len
+    result = self.run.evaluate(state.params, longest if last else min(stage.spec.seq_len, longest))
+    if result is None:  # a request to stop came in between: the resumed run evaluates
+      return
+    self.clocks.tick()
+    progress.evaluated_step, progress.val_bpb = progress.step, result['val_bpb']
+    record = {
+      'step': progress.step,
+      'stage': stage.number,
+      'seq_len': stage.spec.seq_len,
+      'tokens': progress.tokens,
+      **result,
+      'seconds': progress.seconds,
+      'seconds_training': progress.seconds_training,
+    }
+    self.run.log.write(record)
+    self.run.display.evaluation(record)
+
+  def _save_due(self) -> bool:
+    last = self.progress.tokens >= self.run.curriculum.total_tokens
+    return last or time.perf_counter() - self.saved_at >= self.run.spec.training.checkpoint_every_seconds
+
+  def save(self, state: TrainState) -> None:
+    self.clocks.tick()
+    self.run.checkpoints.save(state, {**self.run.host, 'progress': dataclasses.asdict(self.progress)})
+    self.saved_at = time.perf_counter()

@@ -1,0 +1,90 @@
+"""Metrics on their way from the device to `metrics.jsonl`: read one step late, never waited for by the step itself."""
+
+import json
+import math
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yxanul.training.step import LN2, StepMetrics
+
+GPT2_CHARACTERS_PER_TOKEN = 4.488  # of English, the mission's figure
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+  """Nats over text of `n_bytes` UTF-8 bytes, as bits a byte."""
+  return nats / (LN2 * n_bytes) if n_bytes else math.nan
+
+
+def ppl_gpt2_equivalent(bpb: float) -> float:
+  """The perplexity a token that a GPT-2 tokenizer would show at this many bits a byte."""
+  return 2.0 ** min(bpb * GPT2_CHARACTERS_PER_TOKEN, 1000.0)
+
+
+class MetricsQueue:
+  """Step metrics that wait on the device until the next step is under way.
+
+  `put` copies a step's five numbers to pinned memory without waiting; `get` waits for that copy only, not for what was
+  launched after it.
+  """
+
+  def __init__(self, device: torch.device):
+    self._cuda = device.type == 'cuda'
+    self._waiting: deque[tuple[Any, torch.Tensor, Any]] = deque()
+
+  def __len__(self) -> int:
+    return len(self._waiting)
+
+  def put(self, metrics: StepMetrics, context: Any) -> None:
+    values = torch.stack(tuple(metrics))
+    event = None
+    if self._cuda:
+      host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+      host.copy_(values, non_blocking=True)
+      event = torch.cuda.Event()
+      event.record()
+      values = host
+    self._waiting.append((event, values, context))
+
+  def get(self) -> tuple[list[float], Any]:
+    """The oldest step's numbers, and the context that was put beside them."""
+    event, values, context = self._waiting.popleft()
+    if event is not None:
+      event.synchronize()
+    return values.tolist(), context
+
+
+class MetricsLog:
+  """`metrics.jsonl`, one object a line. A resumed run drops what was logged after the step it goes on from."""
+
+  def __init__(self, path: Path, after_step: int):
+    kept = []
+    if path.exists():
+      for line in path.read_text().splitlines():
+        try:
+          record = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut short
+          break
+        if record['step'] <= after_step:
+          kept.append(line)
+    # Written beside and renamed: a kill here must not lose the lines that stay.
+    fresh = path.with_suffix('.jsonl.tmp')
+    fresh.write_text(''.join(line + '\n' for line in kept))
+    os.replace(fresh, path)
+    self._file = path.open('a')
+    self.path = path
+
+  def write(self, record: dict[str, Any]) -> None:
+    self._file.write(json.dumps(_finite(record)) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+  """JSON has no NaN and no infinity: they become null."""
+  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
