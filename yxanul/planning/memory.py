@@ -1,10 +1,11 @@
 """Device memory of one training step, estimated part by part from the specs.
 
-An estimate, not yet confirmed on a GPU for this package's own step. (One outside mark: ultra written plainly, BF16, compiled,
-64 rows of 2048 tokens, took 92 GB on an H200; this file says 88 GB.) It adds up tensors that have to exist at the moment when memory peaks, the start of
-the backward pass; it leaves out the CUDA context (some 0.5 GB), what the allocator keeps for itself, and libraries' own
-buffers. It supposes fused kernels: an operation keeps only what its own backward pass reads. Composed from plain torch
-operations, norms, rotations and activations keep several intermediate results each, so an eager run needs more.
+An estimate, not yet confirmed on a GPU for this package's own step. (One outside mark: ultra written plainly in BF16,
+compiled, 64 rows of 2048 tokens, took 92 GB on an H200; this file says 88 GB.) It adds up the tensors that have to exist at
+the moment when memory peaks, the start of the backward pass; it leaves out the CUDA context (some 0.5 GB), what the
+allocator keeps for itself, and libraries' own buffers. It supposes fused kernels: an operation keeps only what its own
+backward pass reads. Composed from plain torch operations, norms, rotations and activations keep several intermediate
+results each, so an eager run needs more.
 
 What is kept for the backward pass, per token and block (a: bytes of an activation, 4 in FP32 and 2 otherwise; w: bytes of
 a linear's saved input, 1 when that linear runs in FP8 and a otherwise):

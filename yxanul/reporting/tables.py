@@ -1,0 +1,100 @@
+"""Tables for the command line, drawn by rich from plain rows (dicts of plain values).
+
+Every function returns a `rich.table.Table`; `print_table` shows one. Values come in raw (counts, bytes, shares) and are
+written for people here, so that a caller never formats.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from yxanul.reporting import numbers
+
+Row = Mapping[str, Any]
+_Column = tuple[str, str, Callable[[Any], str]]  # key in the row, heading, how its value is written
+
+_WRAPS = ('summary', 'hardware')  # columns of prose; all others stand on one line
+
+
+def _plain(value: Any) -> str:
+  return '–' if value is None else str(value)
+
+
+def _shape(value: Iterable[int]) -> str:
+  return ' × '.join(str(n) for n in value)
+
+
+def _table(
+  rows: Iterable[Row], columns: list[_Column], title: str, left: set[str], total: Row | None = None, gap: int = 2
+) -> Table:
+  table = Table(title=title or None, title_justify='left', title_style='bold', box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0))
+  table.show_edge = False
+  for key, heading, _ in columns:
+    prose = key in _WRAPS
+    table.add_column(heading, justify='left' if key in left else 'right', no_wrap=not prose, min_width=16 if prose else None)
+  for row in rows:
+    table.add_row(*(Text(write(row[key])) for key, _, write in columns))
+  if total is not None:
+    table.add_section()
+    table.add_row(*(Text(write(total[key]) if key in total else '') for key, _, write in columns), style='bold')
+  return table
+
+
+def registry_table(rows: Iterable[Row]) -> Table:
+  """The experiments: 'name', 'summary' (one line), 'parameters', 'tokens', 'hardware'."""
+  columns: list[_Column] = [
+    ('name', 'experiment', _plain),
+    ('parameters', 'parameters', numbers.count),
+    ('tokens', 'tokens', numbers.count),
+    ('hardware', 'hardware', _plain),
+    ('summary', 'what it is', _plain),
+  ]
+  return _table(rows, columns, '', left={'name', 'hardware', 'summary'})
+
+
+def parameter_table(rows: list[Row]) -> Table:
+  """The parameters: 'name', 'shape', 'parameters', 'weight_decay', 'lr_multiplier', 'optimizer'; a line with the sum."""
+  total = sum(row['parameters'] for row in rows)
+  columns: list[_Column] = [
+    ('name', 'parameter', _plain),
+    ('shape', 'shape', _shape),
+    ('parameters', 'count', '{:,}'.format),
+    ('optimizer', 'optimizer', _plain),
+    ('weight_decay', 'weight\ndecay', '{:g}'.format),
+    ('lr_multiplier', 'lr ×', '{:g}'.format),
+  ]
+  return _table(rows, columns, 'Parameters', left={'name', 'optimizer'}, total={'name': 'all', 'parameters': total})
+
+
+def stage_table(rows: list[Row]) -> Table:
+  """The curriculum: 'stage', 'seq_len', 'batch_size', 'tokens_per_step', 'steps', 'tokens', 'lr_scale', 'lr', 'grad_clip',
+  'share_start' (of the token budget), 'memory_bytes' (an estimate, on one device); a line with the sums."""
+  columns: list[_Column] = [
+    ('stage', 'stage', _plain),
+    ('seq_len', 'length', '{:,}'.format),
+    ('batch_size', 'batch', '{:,}'.format),
+    ('tokens_per_step', 'tokens\n/step', '{:,}'.format),
+    ('steps', 'steps', '{:,}'.format),
+    ('tokens', 'tokens', numbers.count),
+    ('share_start', 'starts\nat', numbers.percent),
+    ('lr_scale', 'lr\nscale', '{:g}'.format),
+    ('lr', 'peak\nlr', numbers.rate),
+    ('grad_clip', 'clip', '{:g}'.format),
+    ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
+  ]
+  total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}
+  return _table(rows, columns, 'Curriculum', left=set(), total=total, gap=1)  # 80 columns hold it
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+  """Prints a table with no figure cut: prose wraps to the terminal, and one line holds a row when output is no terminal."""
+  console = console or Console()
+  natural = Measurement.get(console, console.options.update(max_width=10_000), table)
+  wraps = console.is_terminal and not all(column.no_wrap for column in table.columns)
+  width = max(console.width, natural.minimum + len(table.columns)) if wraps else natural.maximum
+  Console(file=console.file, force_terminal=console.is_terminal, width=width).print(table)
