@@ -1,0 +1,126 @@
+"""Each card's engines, without the card."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from yxanul.config.model_spec import PrecisionSpec
+from yxanul.kernels.capabilities import (
+  ATTENTION_ENGINES,
+  LINEAR_ENGINES,
+  VOCAB_LOSS_ENGINES,
+  Capabilities,
+  choose_engines,
+  detect,
+)
+
+ALL = (('torch', '2.11.0'), ('transformer_engine', '2.20.2'), ('triton', '3.6.0'), ('flash_attn', '2.8.3'))
+ABSENT = tuple((name, 'ModuleNotFoundError: no such module') for name in ('transformer_engine', 'triton', 'flash_attn'))
+CARDS = {75: 'T4', 80: 'A100', 89: 'RTX 4090', 90: 'H200', 100: 'B200', 120: 'RTX 5090'}
+CPU = Capabilities('cpu', 'CPU', versions=ALL[:1], missing=ABSENT)
+
+
+def card(sm: int, libraries: bool = True) -> Capabilities:
+  return Capabilities(
+    device='cuda',
+    name=CARDS[sm],
+    compute_capability=(sm // 10, sm % 10),
+    memory_bytes=24 * 2**30,
+    versions=ALL if libraries else ALL[:1],
+    missing=() if libraries else ABSENT,
+  )
+
+
+@pytest.mark.parametrize(
+  ('sm', 'libraries', 'linear', 'attention', 'vocab_loss'),
+  [
+    (75, True, 'fp32', 'sdpa', 'chunked'),
+    (80, True, 'bf16', 'flash', 'triton'),
+    (80, False, 'bf16', 'sdpa', 'chunked'),
+    (89, True, 'torch', 'flash', 'triton'),
+    (89, False, 'torch', 'sdpa', 'chunked'),
+    (90, True, 'te', 'cudnn', 'triton'),
+    (90, False, 'torch', 'cudnn', 'chunked'),
+    (100, True, 'te', 'cudnn', 'triton'),
+    (100, False, 'torch', 'cudnn', 'chunked'),
+    (120, True, 'te', 'cudnn', 'triton'),
+    (120, False, 'torch', 'cudnn', 'chunked'),
+  ],
+)
+def test_what_ultra_gets_on_each_card(sm, libraries, linear, attention, vocab_loss):
+  engines = choose_engines(card(sm, libraries), PrecisionSpec())
+  assert (engines.linear, engines.attention, engines.vocab_loss) == (linear, attention, vocab_loss)
+
+
+def test_a_cpu_gets_fp32_and_says_why_and_the_reference_only_by_name():
+  engines = choose_engines(CPU, PrecisionSpec())
+  assert (engines.linear, engines.attention, engines.vocab_loss) == ('fp32', 'sdpa', 'chunked')
+  assert len(engines.notes) == 1
+  assert 'no GPU' in engines.notes[0]
+  assert 'reference' in engines.notes[0]
+  assert choose_engines(CPU, PrecisionSpec(fp8_engine='reference')).linear == 'reference'
+  assert choose_engines(CPU, PrecisionSpec(fp8_engine='reference')).notes == ()
+  assert choose_engines(CPU, PrecisionSpec(matmul='bf16')).linear == 'bf16'
+
+
+@pytest.mark.parametrize(
+  ('capabilities', 'precision', 'word'),
+  [
+    (card(80), PrecisionSpec(), 'A100 (sm_80) has no FP8'),
+    (card(80), PrecisionSpec(fp8_engine='te'), 'A100 (sm_80) has no FP8'),
+    (card(75), PrecisionSpec(matmul='bf16'), 'T4 (sm_75) has no BF16'),
+    (card(90, libraries=False), PrecisionSpec(), 'transformer_engine does not load (ModuleNotFoundError: no such module)'),
+    (card(89, libraries=False), PrecisionSpec(fp8_engine='te'), 'transformer_engine does not load'),
+    (card(90, libraries=False), PrecisionSpec(fp8_engine='torch', attention_engine='flash'), 'flash_attn does not load'),
+    (card(90, libraries=False), PrecisionSpec(fp8_engine='torch', vocab_loss_engine='triton'), 'triton does not load'),
+    (card(90), PrecisionSpec(matmul='fp32', attention_engine='cudnn'), 'activations are fp32'),
+    (CPU, PrecisionSpec(matmul='fp32', vocab_loss_engine='triton'), 'no GPU'),
+  ],
+)
+def test_a_wish_that_cannot_be_met_is_one_line(capabilities, precision, word):
+  (note,) = choose_engines(capabilities, precision).notes
+  assert word in note
+  assert '\n' not in note
+
+
+def test_a_wish_that_can_be_met_is_met():
+  precision = PrecisionSpec(fp8_engine='torch', attention_engine='sdpa', vocab_loss_engine='chunked')
+  engines = choose_engines(card(90), precision)
+  assert (engines.linear, engines.attention, engines.vocab_loss, engines.notes) == ('torch', 'sdpa', 'chunked', ())
+  assert choose_engines(card(89), PrecisionSpec(fp8_engine='te')).linear == 'te'
+  assert choose_engines(card(90), PrecisionSpec(vocab_loss_engine='reference')).vocab_loss == 'reference'
+
+
+def test_every_wish_on_every_device_gives_an_engine_that_can_run_there():
+  devices = [CPU, *(card(sm, libraries) for sm in CARDS for libraries in (True, False))]
+  wishes = itertools.product(
+    ('fp8', 'bf16', 'fp32'), ('auto', 'te', 'torch', 'reference'), ATTENTION_ENGINES, VOCAB_LOSS_ENGINES
+  )
+  for matmul, fp8_engine, attention, vocab_loss in wishes:
+    precision = PrecisionSpec(matmul=matmul, fp8_engine=fp8_engine, attention_engine=attention, vocab_loss_engine=vocab_loss)
+    for device in devices:
+      engines = choose_engines(device, precision)
+      assert engines.linear in LINEAR_ENGINES
+      assert engines.linear != 'te' or (device.has('transformer_engine') and device.compute_capability >= (8, 9))
+      assert engines.linear != 'torch' or device.compute_capability >= (8, 9)
+      assert engines.attention != 'flash' or device.has('flash_attn')
+      assert engines.attention != 'cudnn' or device.compute_capability >= (8, 0)
+      assert engines.vocab_loss != 'triton' or device.has('triton')
+      assert engines == choose_engines(dataclasses.replace(device), precision)
+
+
+@pytest.mark.parametrize(
+  ('precision', 'hint'),
+  [(PrecisionSpec(attention_engine='cuddn'), 'cudnn'), (PrecisionSpec(vocab_loss_engine='tritton'), 'triton')],
+)
+def test_an_unknown_engine_is_refused_with_a_hint(precision, hint):
+  with pytest.raises(ValueError, match=f'did you mean {hint!r}'):
+    choose_engines(card(90), precision)
+
+
+def test_detect_describes_this_machine():
+  capabilities = detect()
+  assert capabilities.has('torch')
+  assert {name for name, _ in (*capabilities.versions, *capabilities.missing)} == {name for name, _ in ALL}
+  choose_engines(capabilities, PrecisionSpec())

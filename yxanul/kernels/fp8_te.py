@@ -1,0 +1,49 @@
+"""Engine `te`: the FP8 recipe through Transformer Engine's functional layer (2.20), over scales and amaxes that are ours.
+
+M rows, K the axis a product sums over, N columns of the result. Hopper's FP8 tensor cores take both operands with the
+summed axis last, so a cast writes the matrix and its transpose in one pass and all three products of a linear are the
+same 'TN' product. Nothing here keeps state or waits for the GPU: a step may be captured in a CUDA graph.
+"""
+
+import torch
+import transformer_engine.pytorch as te
+import transformer_engine_torch as tex
+from transformer_engine.pytorch.constants import TE_DType
+from transformer_engine.pytorch.cpp_extensions import general_gemm
+from transformer_engine.pytorch.tensor.storage.float8_tensor_storage import Float8TensorStorage
+
+from yxanul.kernels.fp8_formats import Matrix
+
+
+def quantizer(scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool) -> te.Float8Quantizer:
+  """A quantizer over our own tensors: kernels that take it read `scale_1` and raise `amax_1` in place."""
+  out = te.Float8Quantizer(scale_1, amax_1, TE_DType[dtype], rowwise=row, columnwise=column)
+  out.internal = True
+  return out
+
+
+def matrices(x: Float8TensorStorage, dtype: torch.dtype, column: bool) -> tuple[Matrix | None, Matrix | None]:
+  """What a quantizing kernel returned, as the matrix and its transpose."""
+  row = None if x._data is None else Matrix(x._data, x._scale_inv, dtype)
+  if not column:
+    return row, None
+  # Data-centre Blackwell multiplies any layout, so Transformer Engine writes no transpose there.
+  data_KM = tex.fp8_transpose(x._data, TE_DType[dtype], out=None) if x._transpose is None else x._transpose
+  return row, Matrix(data_KM, x._scale_inv, dtype)
+
+
+def cast(
+  x_MK: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool
+) -> tuple[Matrix | None, Matrix | None]:
+  """Casts to FP8 and raises `amax_1` (in place) to max |x|. Returns the matrix and its transpose, where asked for."""
+  return matrices(tex.quantize(x_MK, quantizer(scale_1, amax_1, dtype, row, column)), dtype, column)
+
+
+def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
+  """a @ b.T as `out_dtype` (M, N); `fast` lets the tensor cores keep partial sums in fewer bits."""
+  a, b = (
+    Float8TensorStorage(data=m.data, fp8_scale_inv=m.scale_inv, fp8_dtype=TE_DType[m.dtype], fake_dtype=torch.bfloat16)
+    for m in (a_MK, b_NK)
+  )
+  # Column-major BLAS: its first operand, transposed, is our second.
+  return general_gemm(b, a, out_dtype=out_dtype, layout='TN', use_split_accumulator=not fast)[0]

@@ -1,0 +1,23 @@
+"""Engine `torch`: per-tensor FP8 through `torch._scaled_mm` (Ada, and Hopper or Blackwell without Transformer Engine).
+
+M rows, K the axis a product sums over, N columns of the result.
+"""
+
+import torch
+
+from yxanul.kernels.fp8_formats import Matrix
+from yxanul.kernels.fp8_reference import cast as cast  # the same arithmetic, on the GPU
+
+
+def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
+  """a @ b.T as `out_dtype` (M, N); `fast` lets the tensor cores keep partial sums in fewer bits."""
+  # A float32 result costs three times a bfloat16 one (cuBLASLt has no split-K for it), so float32 is a cast of bfloat16.
+  out_MN = torch._scaled_mm(
+    a_MK.data,
+    b_NK.data.t(),
+    scale_a=a_MK.scale_inv.view(()),
+    scale_b=b_NK.scale_inv.view(()),
+    out_dtype=torch.bfloat16,
+    use_fast_accum=fast,
+  )
+  return out_MN.to(out_dtype)
