@@ -6,6 +6,7 @@ import pytest
 
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import CurriculumSpec, ExperimentSpec, StageSpec
+from yxanul.kernels import vocab_loss
 from yxanul.planning import memory
 
 ULTRA = ModelSpec()
@@ -49,10 +50,16 @@ def test_activations_grow_with_tokens_and_the_logits_stop_at_a_chunk():
   one, two = memory.estimate(ULTRA, FP8, 4096), memory.estimate(ULTRA, FP8, 8192)
   assert two.activations_bytes == 2 * one.activations_bytes
   assert two.workspace_bytes == 2 * one.workspace_bytes
-  assert two.vocab_loss_bytes == one.vocab_loss_bytes == 8 * 1024 * 200_005
-  assert memory.estimate(ULTRA, FP8, 100).vocab_loss_bytes == 8 * 100 * 200_005
+  assert two.vocab_loss_bytes - one.vocab_loss_bytes == 4096 * 128 * 2  # the gradient of the head's input, no logits
   with pytest.raises(ValueError, match='tokens: got 0'):
     memory.estimate(ULTRA, FP8, 0)
+
+
+def test_logits_are_counted_in_chunks_of_the_kernels_size():
+  assert memory.VOCAB_CHUNK_BYTES == vocab_loss.CHUNK_BYTES
+  gradients = 100 * 128 * 2 + 200_005 * 128 * 4
+  assert memory.vocab_loss_bytes(ULTRA, BF16, 100) == 100 * 200_005 * (4 + 2) + gradients
+  assert memory.vocab_loss_bytes(ULTRA, FP32, 1000) < 2**28 + 1000 * 128 * 4 + 200_005 * 128 * 4
 
 
 def test_stage_rows_divide_the_global_batch_over_devices():

@@ -1,11 +1,11 @@
 """Device memory of one training step, estimated part by part from the specs.
 
 An estimate, not yet confirmed on a GPU for this package's own step. (One outside mark: ultra written plainly in BF16,
-compiled, 64 rows of 2048 tokens, took 92 GB on an H200; this file says 88 GB.) It adds up the tensors that have to exist at
+compiled, 64 rows of 2048 tokens, took 92 GB on an H200; this file says 87 GB.) It adds up the tensors that have to exist at
 the moment when memory peaks, the start of the backward pass; it leaves out the CUDA context (some 0.5 GB), what the
 allocator keeps for itself, and libraries' own buffers. It supposes fused kernels: an operation keeps only what its own
 backward pass reads. Composed from plain torch operations, norms, rotations and activations keep several intermediate
-results each, so an eager run needs more.
+results each: the activations of an eager step on a CPU take some 1.4 times as much (FP32).
 
 What is kept for the backward pass, per token and block (a: bytes of an activation, 4 in FP32 and 2 otherwise; w: bytes of
 a linear's saved input, 1 when that linear runs in FP8 and a otherwise):
@@ -30,7 +30,7 @@ import dataclasses
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import ExperimentSpec
 
-VOCAB_CHUNK_TOKENS = 1024  # tokens whose logits exist at one time
+VOCAB_CHUNK_BYTES = 256 * 2**20  # of FP32 logits that exist at one time: kernels.vocab_loss.CHUNK_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MemoryEstimate:
   optimizer_bytes: int  # two FP32 moments
   activations_bytes: int  # kept for the backward pass
   workspace_bytes: int  # gradients inside one block while it is differentiated
-  vocab_loss_bytes: int  # one chunk of logits and its gradient, FP32
+  vocab_loss_bytes: int  # one chunk of logits, and the head's two gradients
 
   @property
   def total_bytes(self) -> int:
@@ -104,9 +104,15 @@ def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec) -> dict[st
   }
 
 
-def estimate(
-  model: ModelSpec, precision: PrecisionSpec, tokens: int, vocab_chunk_tokens: int = VOCAB_CHUNK_TOKENS
-) -> MemoryEstimate:
+def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> int:
+  """One chunk of FP32 logits (and of their gradient in the activations' format), the gradients of input and table."""
+  rank, a = model.embedding_rank or model.d_model, _activation_bytes(precision)
+  chunk_tokens = min(tokens, max(1, VOCAB_CHUNK_BYTES // (4 * model.vocab_size)))
+  gradient = 0 if a == 4 else a  # FP32 logits become their gradient in place
+  return chunk_tokens * model.vocab_size * (4 + gradient) + a * tokens * rank + 4 * model.vocab_size * rank
+
+
+def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> MemoryEstimate:
   """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length).
 
   Raises:
@@ -128,7 +134,7 @@ def estimate(
     optimizer_bytes=8 * parameters,
     activations_bytes=tokens * (model.n_layers * sum(saved.values()) + ends),
     workspace_bytes=tokens * widest,
-    vocab_loss_bytes=2 * 4 * min(tokens, vocab_chunk_tokens) * model.vocab_size,
+    vocab_loss_bytes=vocab_loss_bytes(model, precision, tokens),
   )
 
 
