@@ -1,12 +1,13 @@
 """Engine `reference`: the FP8 recipe in plain torch, on any device, bit-true in its rounding.
 
-M rows, K the axis a product sums over, N columns of the result. Products of FP8 values are taken and summed in float32,
-which is what the tensor cores of the other engines approximate (they keep fewer bits of the partial sums).
+M rows, K the axis a product sums over, N columns of the result, F = 2K gate and up side by side. Products of FP8 values
+are taken and summed in float32, which the tensor cores of the other engines approximate (fewer bits of the partial sums).
 """
 
 import torch
+from torch.nn.functional import silu
 
-from yxanul.kernels.fp8_formats import LARGEST, Matrix
+from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, Matrix
 
 
 def cast(
@@ -27,3 +28,38 @@ def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> to
   """a @ b.T as `out_dtype` (M, N). `fast` belongs to the other engines: sums here are float32 either way."""
   product_MN = a_MK.data.float() @ b_NK.data.float().t()
   return (product_MN * (a_MK.scale_inv * b_NK.scale_inv)).to(out_dtype)
+
+
+def norm_cast(
+  x_MK: torch.Tensor, gain_K: torch.Tensor, eps: float, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool
+) -> tuple[Matrix, Matrix | None, torch.Tensor]:
+  """RMSNorm and cast to E4M3. Returns the matrix, its transpose where asked for, and 1/RMS of every row (M,) float32."""
+  x_MK = x_MK.float()
+  rstd_M = torch.rsqrt(x_MK.square().mean(-1) + eps)
+  return *cast(x_MK * rstd_M[:, None] * gain_K.float(), scale_1, amax_1, FORWARD, True, column), rstd_M
+
+
+def norm_backward(
+  dy_MK: torch.Tensor, x_MK: torch.Tensor, rstd_M: torch.Tensor, gain_K: torch.Tensor, residual_MK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+  """Gradients of RMSNorm: of x, plus what reached x past the norm; of the gain."""
+  dy, normed = dy_MK.float(), x_MK.float() * rstd_M[:, None]
+  scaled = dy * gain_K.float()
+  dx = rstd_M[:, None] * (scaled - normed * (scaled * normed).mean(-1, keepdim=True)) + residual_MK.float()
+  return dx.to(x_MK.dtype), (dy * normed).sum(0).to(gain_K.dtype)
+
+
+def swiglu_cast(h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
+  """silu(first half) * second half, cast to E4M3."""
+  gate, up = h_MF.float().chunk(2, -1)
+  return cast(silu(gate) * up, scale_1, amax_1, FORWARD, True, column)
+
+
+def dswiglu_cast(
+  dy_MK: torch.Tensor, h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, row: bool, column: bool
+) -> tuple[Matrix | None, Matrix | None]:
+  """The gradient of SwiGLU's input, cast to E5M2."""
+  dy, (gate, up) = dy_MK.float(), h_MF.float().chunk(2, -1)
+  sigmoid = gate.sigmoid()
+  dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
+  return cast(torch.cat((dgate, dy * gate * sigmoid), -1), scale_1, amax_1, BACKWARD, row, column)

@@ -1,8 +1,9 @@
 """Engine `te`: the FP8 recipe through Transformer Engine's functional layer (2.20), over scales and amaxes that are ours.
 
-M rows, K the axis a product sums over, N columns of the result. Hopper's FP8 tensor cores take both operands with the
-summed axis last, so a cast writes the matrix and its transpose in one pass and all three products of a linear are the
-same 'TN' product. Nothing here keeps state or waits for the GPU: a step may be captured in a CUDA graph.
+M rows, K the axis a product sums over, N columns of the result, F = 2K gate and up side by side. Hopper's FP8 tensor cores
+take both operands with the summed axis last, so a cast writes the matrix and its transpose in one pass and all three
+products of a linear are the same 'TN' product. Nothing here keeps state or waits for the GPU: a step may be captured in a
+CUDA graph.
 """
 
 import torch
@@ -12,7 +13,7 @@ from transformer_engine.pytorch.constants import TE_DType
 from transformer_engine.pytorch.cpp_extensions import general_gemm
 from transformer_engine.pytorch.tensor.storage.float8_tensor_storage import Float8TensorStorage
 
-from yxanul.kernels.fp8_formats import Matrix
+from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, Matrix
 
 
 def quantizer(scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool) -> te.Float8Quantizer:
@@ -47,3 +48,32 @@ def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> to
   )
   # Column-major BLAS: its first operand, transposed, is our second.
   return general_gemm(b, a, out_dtype=out_dtype, layout='TN', use_split_accumulator=not fast)[0]
+
+
+def norm_cast(
+  x_MK: torch.Tensor, gain_K: torch.Tensor, eps: float, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool
+) -> tuple[Matrix, Matrix | None, torch.Tensor]:
+  """RMSNorm and cast to E4M3. Returns the matrix, its transpose where asked for, and 1/RMS of every row (M,) float32."""
+  target = quantizer(scale_1, amax_1, FORWARD, True, column)
+  y, _, rstd_M = tex.rmsnorm_fwd(x_MK, gain_K.to(x_MK.dtype), eps, None, target, TE_DType[x_MK.dtype], 0, False)
+  return *matrices(y, FORWARD, column), rstd_M
+
+
+def norm_backward(
+  dy_MK: torch.Tensor, x_MK: torch.Tensor, rstd_M: torch.Tensor, gain_K: torch.Tensor, residual_MK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+  """Gradients of RMSNorm: of x, plus what reached x past the norm; of the gain."""
+  dx_MK, dgain_K = tex.rmsnorm_bwd_add(dy_MK, x_MK, residual_MK, rstd_M, gain_K.to(x_MK.dtype), 0, False)
+  return dx_MK, dgain_K.to(gain_K.dtype)
+
+
+def swiglu_cast(h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
+  """silu(first half) * second half, cast to E4M3."""
+  return matrices(tex.swiglu(h_MF, quantizer(scale_1, amax_1, FORWARD, True, column)), FORWARD, column)
+
+
+def dswiglu_cast(
+  dy_MK: torch.Tensor, h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, row: bool, column: bool
+) -> tuple[Matrix | None, Matrix | None]:
+  """The gradient of SwiGLU's input, cast to E5M2."""
+  return matrices(tex.dswiglu(dy_MK, h_MF, quantizer(scale_1, amax_1, BACKWARD, row, column)), BACKWARD, column)

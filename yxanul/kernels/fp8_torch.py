@@ -6,7 +6,16 @@ M rows, K the axis a product sums over, N columns of the result.
 import torch
 
 from yxanul.kernels.fp8_formats import Matrix
-from yxanul.kernels.fp8_reference import cast as cast  # the same arithmetic, on the GPU
+from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
+
+__all__ = [
+  'cast',
+  'dswiglu_cast',
+  'matmul',
+  'norm_backward',
+  'norm_cast',
+  'swiglu_cast',
+]  # the same arithmetic but for products
 
 
 def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
