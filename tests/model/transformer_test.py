@@ -139,7 +139,7 @@ def test_init_draws_what_the_mission_says():
 
 @SPECS
 def test_a_logit_depends_on_no_later_token(spec):
-  params, tokens = make(spec)
+  params, _ = make(spec)
   table = params['embedding.table'].clone().requires_grad_()
   distinct = torch.arange(20).view(1, 20)  # every position has its own row of the table, so its gradient tells the position
   x = transformer.hidden({**params, 'embedding.table': table}, distinct, spec, Numerics())

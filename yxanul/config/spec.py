@@ -59,7 +59,7 @@ class DataSpec:
 
   source: str = ''  # a path or glob (parquet, JSONL, text; .gz .zst .xz), a hub name, or 'python-docs'
   validation_source: str = ''  # the same, held out as it is; '': split from `source` by a stable hash of the document
-  validation_fraction: float = 0.005
+  validation_fraction: float = 0.005  # of the documents; python-docs holds out its own tenth, by topic
   directory: str = ''  # where tokenizer and shards are kept, shared by runs; '': WORKDIR/data
   text_column: str = 'text'
   source_column: str = 'source'  # names the origin of a document, when the column exists
@@ -67,6 +67,303 @@ class DataSpec:
   min_score: float = 0.0  # keep documents whose score is at least this, when the column exists
   language_column: str = 'language'
   language: str = ''  # keep this language only, when the column exists; '': all
+  token_count_column: str = 'token_count'  # judges min_document_tokens when the column exists; our own tokens when not
+  min_document_tokens: int = 0
+  near_duplicates: bool = False  # also drop near duplicates (MinHash)
+  on_error: str = 'stop'  # stop | skip: a broken line, row group or encoding
+  shard_tokens: int = 100_000_000
+  workers: int = 0  # 0: as many as cores
+  tokenizer: TokenizerSpec = dataclasses.field(default_factory=TokenizerSpec)
+
+  def __post_init__(self):
+    require(
+      0 < self.validation_fraction < 1,
+      'data.validation_fraction',
+      self.validation_fraction,
+      'a number between 0 and 1, both excluded',
+    )
+    require(self.min_document_tokens >= 0, 'data.min_document_tokens', self.min_document_tokens, 'at least 0')
+    require(self.shard_tokens >= 1, 'data.shard_tokens', self.shard_tokens, 'at least 1')
+    require(self.workers >= 0, 'data.workers', self.workers, 'at least 0')
+    one_of(self.on_error, ('stop', 'skip'), 'data.on_error')
+
+
+# --- curriculum and optimizer ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+  """One stage of the length curriculum."""
+
+  seq_len: int = 2048
+  batch_size: int = 64  # rows of the global batch
+  reference_batch_size: int = 64  # rows on a 24 GB card: the batch that lr_scale and step_share_start were written for
+  lr_scale: float = 1.0
+  grad_clip: float = 1.0
+  step_share_start: float = 0.0  # share of the step budget, at the reference batch, at which the stage starts
+  mask_documents: bool = False  # attention stays inside a document
+
+  @property
+  def tokens_per_step(self) -> int:
+    return self.seq_len * self.batch_size
+
+  @property
+  def reference_tokens_per_step(self) -> int:
+    return self.seq_len * self.reference_batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumSpec:
+  """The stages and the budget. Progress is target tokens consumed over `budget_tokens`."""
+
+  budget_tokens: int = 2_610_000_000
+  stages: tuple[StageSpec, ...] = (StageSpec(),)
+
+  def __post_init__(self):
+    field = 'curriculum.stages'
+    require(self.budget_tokens >= 1, 'curriculum.budget_tokens', self.budget_tokens, 'a positive number of tokens')
+    require(len(self.stages) >= 1, field, self.stages, 'at least one stage')
+    for i, stage in enumerate(self.stages):
+      name = f'{field}[{i}]'
+      for key in ('seq_len', 'batch_size', 'reference_batch_size'):
+        require(getattr(stage, key) >= 1, f'{name}.{key}', getattr(stage, key), 'at least 1')
+      for key in ('lr_scale', 'grad_clip'):
+        require(getattr(stage, key) > 0, f'{name}.{key}', getattr(stage, key), 'a positive number')
+"""Frozen, validated specifications: everything that decides a run.
+
+An experiment file returns an `ml_collections.ConfigDict`; `convert.from_config` turns it into an `ExperimentSpec`, or
+raises a `ValueError` whose one line names the field, what it got and what it wants. The dataclasses here and in
+`model_spec` are the single list of fields: `convert.default_config` writes the `ConfigDict` that every experiment
+starts from, so a field exists in every experiment or in none. Nothing in `yxanul.config` imports torch: listing
+experiments has to be instant.
+
+Sizes carry their unit in the name (`_tokens`, `_steps`, `_bytes`, `_seconds`); `seq_len` counts tokens of a row and
+`batch_size` counts rows of the *global* batch, whatever the number of processes.
+"""
+
+import dataclasses
+import re
+
+from yxanul.config.checks import FieldError, one_of, require
+from yxanul.config.model_spec import ModelSpec, PrecisionSpec
+
+# --- data ------------------------------------------------------------------------------------------------------------
+    for i, (a, b) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=1):
+      require(b.seq_len > a.seq_len, f'{field}[{i}].seq_len', b.seq_len, f'more than the {a.seq_len} of the stage before')
+      require(
+        a.step_share_start < b.step_share_start < 1,
+        f'{field}[{i}].step_share_start',
+        b.step_share_start,
+        f'between the {a.step_share_start} of the stage before and 1',
+      )
+    require(self.stages[0].step_share_start == 0, f'{field}[0].step_share_start', self.stages[0].step_share_start, 'exactly 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSpec:
+  """Parameters whose name matches `pattern` (first match wins; every parameter must match one)."""
+
+  pattern: str = '.*'
+  optimizer: str = 'adamw'
+  weight_decay: float = 0.0
+  lr_multiplier: float = 1.0
+
+  def __post_init__(self):
+    try:
+      re.compile(self.pattern)
+    except re.error as error:
+      raise FieldError('optimizer.groups.pattern', self.pattern, f'a regular expression ({error})') from None
+    one_of(self.optimizer, ('adamw',), 'optimizer.groups.optimizer')
+    require(self.weight_decay >= 0, 'optimizer.groups.weight_decay', self.weight_decay, 'at least 0')
+    require(self.lr_multiplier >= 0, 'optimizer.groups.lr_multiplier', self.lr_multiplier, 'at least 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+  """AdamW (arXiv 1711.05101) under a warm-up and a decay over tokens."""
+
+  peak_lr: float = 6e-4
+  schedule: str = 'cosine'  # cosine | constant
+  warmup_share: float = 0.01  # of the token budget
+  final_lr_share: float = 0.1  # of the peak, at the end
+  batch_lr_scaling: str = 'sqrt'  # sqrt: times sqrt(batch_size / reference_batch_size); none
+  beta1: float = 0.9
+  beta2: float = 0.95
+  eps: float = 1e-8
+  groups: tuple[GroupSpec, ...] = (
+    GroupSpec(pattern=r'blocks\.(qkv|attention_out|gate_up|up|down)\.weight', weight_decay=0.1),
+    GroupSpec(pattern=r'.*', weight_decay=0.0),
+  )
+
+  def __post_init__(self):
+    require(self.peak_lr > 0, 'optimizer.peak_lr', self.peak_lr, 'a positive number')
+    for name in ('warmup_share', 'final_lr_share'):
+      require(0 <= getattr(self, name) <= 1, f'optimizer.{name}', getattr(self, name), 'a share between 0 and 1')
+    for name in ('beta1', 'beta2'):
+      require(0 <= getattr(self, name) < 1, f'optimizer.{name}', getattr(self, name), 'at least 0 and less than 1')
+    require(self.eps > 0, 'optimizer.eps', self.eps, 'a positive number')
+    one_of(self.schedule, ('cosine', 'constant'), 'optimizer.schedule')
+    one_of(self.batch_lr_scaling, ('sqrt', 'none'), 'optimizer.batch_lr_scaling')
+    require(len(self.groups) >= 1, 'optimizer.groups', self.groups, 'at least one group')
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSpec:
+  """How the one loop runs."""
+
+  execution: str = 'graph'  # graph (fused, captured; eager where there is no GPU) | compile | eager
+  deterministic: bool = False
+  threads: int = 0  # CPU threads for torch; 0: as torch chooses
+  log_every_steps: int = 10
+  checkpoint_every_seconds: float = 600.0
+  checkpoints_kept: int = 2
+  gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
+
+  def __post_init__(self):
+    one_of(self.execution, ('graph', 'compile', 'eager'), 'training.execution')
+    require(self.log_every_steps >= 1, 'training.log_every_steps', self.log_every_steps, 'at least 1')
+    require(
+      self.checkpoint_every_seconds >= 0,
+      'training.checkpoint_every_seconds',
+      self.checkpoint_every_seconds,
+      'at least 0 seconds',
+    )
+    require(self.checkpoints_kept >= 2, 'training.checkpoints_kept', self.checkpoints_kept, 'at least 2')
+    require(self.threads >= 0, 'training.threads', self.threads, 'at least 0')
+    require(self.gpu_memory_gb >= 0, 'training.gpu_memory_gb', self.gpu_memory_gb, 'at least 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+  """Held-out text, scored in bits per byte."""
+
+  seq_len: int = 2048
+  batch_size: int = 16
+  every_share: float = 0.05  # of the token budget, besides the end of each stage
+  max_tokens: int = 10_000_000  # of the held-out text, from its start
+
+  def __post_init__(self):
+    for name in ('seq_len', 'batch_size', 'max_tokens'):
+      require(getattr(self, name) >= 1, f'evaluation.{name}', getattr(self, name), 'at least 1')
+    require(0 < self.every_share <= 1, 'evaluation.every_share', self.every_share, 'more than 0 and at most 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSpec:
+  """Text written at the end of a run."""
+
+  prompts: tuple[str, ...] = ('The history of', 'In mathematics, ', 'Once upon a time')
+  tokens: int = 128
+  temperature: float = 0.8
+  top_k: int = 50
+
+  def __post_init__(self):
+    require(self.tokens >= 1, 'sample.tokens', self.tokens, 'at least 1')
+    require(self.temperature >= 0, 'sample.temperature', self.temperature, 'at least 0 (0: the likeliest token)')
+    require(self.top_k >= 0, 'sample.top_k', self.top_k, 'at least 0 (0: all tokens)')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentSpec:
+  """One experiment, whole."""
+
+  name: str = ''
+  note: str = ''  # printed at the start of a run and into its report, such as "this is a toy"
+  seed: int = 0
+  model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
+  precision: PrecisionSpec = dataclasses.field(default_factory=PrecisionSpec)
+  data: DataSpec = dataclasses.field(default_factory=DataSpec)
+  curriculum: CurriculumSpec = dataclasses.field(default_factory=CurriculumSpec)
+  optimizer: OptimizerSpec = dataclasses.field(default_factory=OptimizerSpec)
+  training: TrainingSpec = dataclasses.field(default_factory=TrainingSpec)
+  evaluation: EvaluationSpec = dataclasses.field(default_factory=EvaluationSpec)
+  sample: SampleSpec = dataclasses.field(default_factory=SampleSpec)
+
+  def __post_init__(self):
+    model, tokenizer = self.model, self.data.tokenizer
+    require(self.name != '', 'name', self.name, 'the name of the experiment')
+    require(0 <= self.seed < 2**31, 'seed', self.seed, 'between 0 and 2**31 - 1')
+    require(
+      model.vocab_size == tokenizer.total_size,
+      'model.vocab_size',
+      model.vocab_size,
+      f'{tokenizer.total_size}, the tokenizer with its {len(tokenizer.special_tokens)} special tokens',
+    )
+    longest = max(self.curriculum.stages[-1].seq_len, self.evaluation.seq_len)
+    require(
+      longest <= model.max_positions, 'model.max_positions', model.max_positions, f'at least the longest row, {longest} tokens'
+    )
+    if self.precision.matmul == 'fp8':
+      self._validate_fp8()
+
+  def _validate_fp8(self):
+    for i, stage in enumerate(self.curriculum.stages):
+      require(
+        stage.tokens_per_step % 16 == 0,
+        f'curriculum.stages[{i}].batch_size',
+        stage.batch_size,
+        f'a batch whose tokens a step ({stage.tokens_per_step}) divide by 16, as FP8 needs',
+      )
+    dimensions = {'d_model': self.model.d_model, 'd_hidden': self.model.d_hidden, 'head_dim': self.model.d_query}
+    dimensions['n_kv_heads'] = self.model.d_qkv
+    for name, width in dimensions.items():
+      require(
+        width % 16 == 0, f'model.{name}', getattr(self.model, name), f'a linear width divisible by 16 for FP8, not {width}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+  """A tokenizer to load, or one to train (SuperBPE, arXiv 2503.13423; plain BPE with transition_size = vocab_size)."""
+
+  path: str = ''  # tokenizer.json, a folder with it or with vocab.json + merges.txt, or a hub name; '': train one
+  vocab_size: int = 200_000  # entries without the special tokens
+  transition_size: int = 80_000  # entries learned inside words, before merges may span words
+  special_tokens: tuple[str, ...] = ('<|reserved_0|>', '<|reserved_1|>', '<|reserved_2|>', '<|reserved_3|>', '<|endoftext|>')
+  max_superword_words: int = 4
+  sample_bytes: int = 10_000_000_000  # at most this much text, sampled evenly over all documents, trains the tokenizer
+
+  def __post_init__(self):
+    require(self.vocab_size >= 256, 'data.tokenizer.vocab_size', self.vocab_size, 'at least the 256 bytes')
+    require(
+      256 <= self.transition_size <= self.vocab_size,
+      'data.tokenizer.transition_size',
+      self.transition_size,
+      f'between 256 and vocab_size={self.vocab_size}',
+    )
+    require(len(self.special_tokens) >= 1, 'data.tokenizer.special_tokens', self.special_tokens, 'the end-of-text token, last')
+    require(
+      len(set(self.special_tokens)) == len(self.special_tokens),
+      'data.tokenizer.special_tokens',
+      self.special_tokens,
+      'distinct tokens',
+    )
+    require(self.max_superword_words >= 1, 'data.tokenizer.max_superword_words', self.max_superword_words, 'at least 1')
+    require(self.sample_bytes >= 1, 'data.tokenizer.sample_bytes', self.sample_bytes, 'a positive number of bytes')
+
+  @property
+  def total_size(self) -> int:
+    return self.vocab_size + len(self.special_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """Where text comes from and how it becomes shards of tokens."""
+
+  source: str = ''  # a path or glob (parquet, JSONL, text; .gz .zst .xz), a hub name, or 'python-docs'
+  validation_source: str = ''  # the same, held out as it is; '': split from `source` by a stable hash of the document
+  validation_fraction: float = 0.005  # of the documents; python-docs holds out its own tenth, by topic
+  directory: str = ''  # where tokenizer and shards are kept, shared by runs; '': WORKDIR/data
+  text_column: str = 'text'
+  source_column: str = 'source'  # names the origin of a document, when the column exists
+  score_column: str = 'score'
+  min_score: float = 0.0  # keep documents whose score is at least this, when the column exists
+  language_column: str = 'language'
+  language: str = ''  # keep this language only, when the column exists; '': all
+  token_count_column: str = 'token_count'  # judges min_document_tokens when the column exists; our own tokens when not
   min_document_tokens: int = 0
   near_duplicates: bool = False  # also drop near duplicates (MinHash)
   on_error: str = 'stop'  # stop | skip: a broken line, row group or encoding
