@@ -1,5 +1,7 @@
 """The curriculum as a table over tokens."""
 
+import itertools
+
 import pytest
 
 from yxanul.config import registry
@@ -27,7 +29,7 @@ def test_the_table_is_whole(variant):
   stages = Curriculum(spec).stages
   assert [s.spec.seq_len for s in stages] == [8, 16, 32, 64, 128, 256, 512, 768, 1536, 2048]
   assert stages[0].start_tokens == 0
-  for a, b in zip(stages, stages[1:], strict=False):
+  for a, b in itertools.pairwise(stages):
     assert (b.start_tokens, b.start_step) == (a.end_tokens, a.start_step + a.n_steps)
   for stage, share in zip(stages, token_shares(spec.curriculum), strict=True):
     assert stage.end_tokens - stage.start_tokens == stage.n_steps * stage.spec.tokens_per_step
