@@ -225,6 +225,7 @@ class EvaluationSpec:
   batch_size: int = 16
   every_share: float = 0.05  # of the token budget, besides the end of each stage
   max_tokens: int = 10_000_000  # of the held-out text, from its start
+  xz_mark: bool = False  # also tell what `xz -9e` needs for the held-out text (small corpora only: it holds both texts)
 
   def __post_init__(self):
     for name in ('seq_len', 'batch_size', 'max_tokens'):

@@ -1,0 +1,260 @@
+"""Batches of any shape from one endless stream of tokens, whose only state is a position.
+
+The stream is epoch after epoch of the documents, each epoch in an order of its own (seeded by seed and epoch), every
+document followed by the end-of-text token. The target at position p has stream[p - 1] as its input, and an end-of-text
+token stands before position 0. A batch of B rows of T tokens at position p is `read(p, B * T)`: its first B * T tokens are
+the inputs, its last B * T the targets, row by row. So each token is a target exactly once an epoch, whatever the shapes
+of the batches, and the next batch starts at p + B * T.
+
+Shape legend: B rows, T tokens of a row, D documents.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from yxanul.data.shards import Shards
+
+_EPOCHS_KEPT = 2  # a batch may reach from one into the next
+_AHEAD = 3  # batches that wait for the step
+
+
+class _Epoch(NamedTuple):
+  """The order of one epoch."""
+
+  documents_D: np.ndarray  # the document in each place
+  ends_D: np.ndarray  # where each place ends, in tokens from the start of the epoch
+
+
+class Stream:
+  """The tokens of `shards` as one endless, seeded stream. Reading has no side effect but a cache."""
+
+  def __init__(self, shards: Shards, seed: int):
+    assert shards.n_tokens > 0
+    self.shards = shards
+    self.seed = seed
+    self.tokens_per_epoch = shards.n_tokens
+    self._epochs: dict[int, _Epoch] = {}
+
+  def _epoch(self, number: int) -> _Epoch:
+    if number not in self._epochs:
+      # Raw 64-bit draws and a stable sort: NumPy promises both for good, but not that `permutation` stays as it is.
+      keys_D = np.random.PCG64(np.random.SeedSequence([self.seed, number])).random_raw(self.shards.n_documents)
+      documents_D = np.argsort(keys_D, kind='stable')
+      self._epochs[number] = _Epoch(documents_D, np.cumsum(self.shards.lengths[documents_D]))
+      if len(self._epochs) > _EPOCHS_KEPT:
+        del self._epochs[next(iter(self._epochs))]
+    return self._epochs[number]
+
+  def read(self, position: int, n_tokens: int) -> np.ndarray:
+    """Input of the target at `position`, then the targets [position, position + n_tokens): int32 (n_tokens + 1,)."""
+    out = np.empty(n_tokens + 1, np.int32)
+    out[0] = self.shards.end_of_text_id
+    at = 1
+    if position % self.tokens_per_epoch:  # else the token before is the end of a document, or nothing at all
+      position, at = position - 1, 0
+    while at < len(out):
+      epoch, offset = divmod(position, self.tokens_per_epoch)
+      size = min(len(out) - at, self.tokens_per_epoch - offset)
+      self._read_epoch(epoch, offset, out[at : at + size])
+      position, at = position + size, at + size
+    return out
+
+  def _read_epoch(self, number: int, offset: int, out: np.ndarray) -> None:
+    """Fills `out` with the tokens from `offset` of one epoch."""
+    documents_D, ends_D = self._epoch(number)
+    first = np.searchsorted(ends_D, offset, side='right')
+    last = np.searchsorted(ends_D, offset + len(out), side='left')
+    documents = documents_D[first : last + 1]
+    ends = np.minimum(ends_D[first : last + 1] - offset, len(out))
+    begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+    starts = self.shards.starts[documents]
+    starts[0] += offset - (ends_D[first] - self.shards.lengths[documents[0]])
+    if len(self.shards.tokens) == 1:
+      _gather(self.shards.tokens[0], starts, begins, ends, out)
+      return
+    shard_numbers = np.searchsorted(self.shards.first_documents, documents, side='right') - 1
+    order = np.argsort(shard_numbers, kind='stable')
+    for chosen in np.split(order, np.flatnonzero(np.diff(shard_numbers[order])) + 1):
+      _gather(self.shards.tokens[shard_numbers[chosen[0]]], starts[chosen], begins[chosen], ends[chosen], out)
+
+  def most_documents(self, n_tokens: int) -> int:
+    """A bound on the documents that any `n_tokens` tokens of the stream can touch: the shortest ones, side by side."""
+    shortest = np.sort(self.shards.lengths)
+    passes = 1 + -(-n_tokens // self.tokens_per_epoch)  # of the epoch that the window can lie over
+    return 2 + passes * int(np.searchsorted(np.cumsum(shortest) * passes, n_tokens, side='right') + 1)
+
+
+def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+  """out[begins[i]:ends[i]] = tokens[starts[i]:...] for every i; by slices where they are long, at once where not."""
+  if len(out) > 256 * len(starts):
+    for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist(), strict=True):
+      out[begin:end] = tokens[start : start + end - begin]
+    return
+  sizes = ends - begins
+  steps = np.arange(sizes.sum())
+  firsts = np.cumsum(sizes) - sizes
+  out[np.repeat(begins - firsts, sizes) + steps] = tokens[np.repeat(starts - firsts, sizes) + steps]
+
+
+class Loader:
+  """Reads the batches of a plan in a thread of its own, ahead of the step that consumes them.
+
+  Iterating yields `(tokens, position_after)`: tokens int32 (rows * seq_len + 1,) on the host, pinned when `device` is a
+  GPU, and the position at which the next batch starts, the same number on every rank. Use it as a context manager, or
+  call `close`.
+
+  Args:
+    stream: where the tokens come from.
+    position: of the first target.
+    plan: (rows of the global batch, seq_len) of each step; its end ends the loader.
+    device: where the tokens will go.
+    rank, world: this process takes rows [rank * B / world, (rank + 1) * B / world) of each batch.
+  """
+
+  def __init__(
+    self,
+    stream: Stream,
+    position: int,
+    plan: Iterable[tuple[int, int]],
+    device: torch.device | str = 'cpu',
+    rank: int = 0,
+    world: int = 1,
+  ):
+    self._pin = torch.device(device).type == 'cuda'
+    self._queue: queue.Queue = queue.Queue(_AHEAD)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._run, args=(stream, position, plan, rank, world), name='loader', daemon=True)
+    self._thread.start()
+
+  def _run(self, stream: Stream, position: int, plan: Iterable[tuple[int, int]], rank: int, world: int) -> None:
+    try:
+      for batch_size, seq_len in plan:
+        if batch_size % world:
+          raise ValueError(f'batch_size={batch_size}: wants a multiple of the {world} processes')
+        size = batch_size * seq_len
+        tokens = torch.from_numpy(stream.read(position + rank * size // world, size // world))
+        position += size
+        if not self._put((tokens.pin_memory() if self._pin else tokens, position)):
+          return
+      self._put(None)
+    except BaseException as error:
+      self._put(error)
+
+  def _put(self, item) -> bool:
+    while not self._closed.is_set():
+      try:
+        self._queue.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+    while (item := self._queue.get()) is not None:
+      if isinstance(item, BaseException):
+        self.close()
+        raise item
+      yield item
+    self.close()
+
+  def close(self) -> None:
+    """Stops the thread. Batches that were read ahead are dropped; the position of the last one yielded stays true."""
+    self._closed.set()
+    self._thread.join()
+
+  def __enter__(self) -> 'Loader':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def document_boundaries(inputs: torch.Tensor, seq_len: int, end_of_text_id: int, capacity: int) -> torch.Tensor:
+  """Where attention may not look back, in the form that variable-length attention takes (`cu_seqlens`).
+
+  A segment starts at every row and at every end-of-text token, which is the first token's context. Only fixed shapes and
+  no sync, on any device, so it may be part of a captured graph.
+
+  Args:
+    inputs: (B * T,) the inputs of a batch, row by row.
+    seq_len: T.
+    end_of_text_id: the token between documents.
+    capacity: most segments there can be: B + stream.most_documents(B * T).
+
+  Returns:
+    int32 (capacity + 1,): the start of each segment, then B * T to the end.
+  """
+  total = inputs.numel()
+  places = torch.arange(total, device=inputs.device, dtype=torch.int32)
+  is_start = (inputs == end_of_text_id) | (places % seq_len == 0)
+  number = torch.where(is_start, torch.cumsum(is_start, 0) - 1, capacity).clamp_(max=capacity)
+  boundaries = torch.full((capacity + 1,), total, dtype=torch.int32, device=inputs.device)
+  # Every place that starts nothing writes the total into the last slot, which is what it holds.
+  return boundaries.scatter_(0, number, torch.where(is_start, places, total))
+
+
+class EvaluationBatch(NamedTuple):
+  """`batch_size` rows of held-out text."""
+
+  tokens: torch.Tensor  # int32 (B * T + 1,)
+  mask: torch.Tensor  # bool (B, T): the targets that count, neither an end-of-text token nor padding
+  sources: torch.Tensor  # uint8 (B, T): index of the target's source, 0 where it does not count
+
+
+class Evaluation:
+  """Held-out documents in their order, whole, as many as fit in `max_tokens` and at least one, as batches.
+
+  Bits per byte: the losses (in bits) of the targets that `mask` has, over `n_bytes`. A document's first token is scored
+  from the end-of-text token before it; the end-of-text token's own loss is left out.
+  """
+
+  def __init__(self, shards: Shards, seq_len: int, batch_size: int, max_tokens: int):
+    self.shards = shards
+    self.seq_len = seq_len
+    self.batch_size = batch_size
+    ends_D = np.cumsum(shards.lengths)
+    self.n_documents = max(1, int(np.searchsorted(ends_D, max_tokens, side='right')))
+    self.n_tokens = int(ends_D[self.n_documents - 1])
+    bytes_D = shards.byte_counts[: self.n_documents]
+    self.n_bytes = int(bytes_D.sum())
+    by_source = np.bincount(shards.source_ids[: self.n_documents], bytes_D, len(shards.sources))
+    self.bytes_by_source = {name: int(size) for name, size in zip(shards.sources, by_source, strict=True) if size}
+
+  def __len__(self) -> int:
+    return -(-self.n_tokens // (self.seq_len * self.batch_size))
+
+  def __iter__(self) -> Iterator[EvaluationBatch]:
+    shards, size = self.shards, self.seq_len * self.batch_size
+    sources = np.repeat(shards.source_ids[: self.n_documents], shards.lengths[: self.n_documents])
+    stream = np.concatenate(list(self._tokens()))
+    previous = shards.end_of_text_id
+    for begin in range(0, self.n_tokens, size):
+      targets = np.full(size, shards.end_of_text_id, np.int32)
+      part = stream[begin : begin + size]
+      targets[: len(part)] = part
+      mask = targets != shards.end_of_text_id
+      source = np.zeros(size, np.uint8)
+      source[: len(part)] = sources[begin : begin + size]
+      shape = (self.batch_size, self.seq_len)
+      yield EvaluationBatch(
+        torch.from_numpy(np.concatenate((np.array([previous], np.int32), targets))),
+        torch.from_numpy(mask).view(shape),
+        torch.from_numpy(source * mask).view(shape),
+      )
+      previous = targets[-1]
+
+  def _tokens(self) -> Iterator[np.ndarray]:
+    left = self.n_tokens
+    for tokens in self.shards.tokens:
+      yield tokens[: max(left, 0)]
+      left -= len(tokens)
+
+
+def evaluation_batches(shards: Shards, seq_len: int, batch_size: int, max_tokens: int) -> Evaluation:
+  """The held-out text to score: iterate it for batches; it knows the exact bytes that they cover."""
+  return Evaluation(shards, seq_len, batch_size, max_tokens)

@@ -1,0 +1,144 @@
+"""From a source to tokens on disk: filter, deduplicate, split, train the tokenizer if there is none, tokenize.
+
+A directory holds one prepared corpus: `tokenizer/`, the shards in `train/` and `validation/`, and `prepare.json` with the
+settings and what it took. It may be killed at any moment: the same call goes on and ends with the same bytes.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yxanul.config.convert import differing_fields, to_dict
+from yxanul.config.spec import DataSpec
+from yxanul.data import prepare_encode, prepare_select, shards, sources, superbpe
+from yxanul.data import tokenizer as tokenizers
+from yxanul.data.prepare_journal import write_atomically
+from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
+
+_FREE_SETTINGS = ('directory', 'workers', 'on_error')  # may differ between two calls that prepare the same thing
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A corpus that is ready to be trained on."""
+
+  tokenizer: Any
+  train: shards.Shards
+  validation: shards.Shards
+  report: dict[str, Any]  # what preparing it took: seconds by phase
+
+
+def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) -> Prepared:
+  """Prepares what `spec` describes in `directory`, or returns at once what is there already.
+
+  Args:
+    spec: source, filters, split, tokenizer.
+    directory: made if missing. Other processes that prepare in it wait for this one.
+    progress: called with (phase, done, of how much or None).
+
+  Raises:
+    ValueError: in one line: the source is missing, empty or unreadable; the directory holds something prepared with other
+      settings (the differing fields are named), cannot be written, or its disk is full.
+  """
+  directory = Path(directory)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with _lock(directory):
+      return _prepare(spec, directory, progress)
+  except OSError as error:
+    if error.errno in _NO_SPACE:
+      raise ValueError(f'{directory}: no space left ({error.strerror}); make room and run it again, it goes on') from error
+    if (error.filename and Path(error.filename).is_relative_to(directory)) or isinstance(error, PermissionError):
+      raise ValueError(f'{error.filename}: cannot be written ({error.strerror})') from error
+    raise
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+  with (directory / 'lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
+    yield
+
+
+def _settings(spec: DataSpec) -> dict[str, Any]:
+  settings = {name: value for name, value in to_dict(spec).items() if name not in _FREE_SETTINGS}
+  return json.loads(json.dumps(settings))
+
+
+def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
+  path = directory / 'prepare.json'
+  settings = _settings(spec)
+  saved = json.loads(path.read_text()) if path.exists() else None
+  if saved and (differing := differing_fields(saved['settings'], settings)):
+    raise ValueError(f'{directory}: prepared with other settings ({"; ".join(f"data.{line}" for line in differing)})')
+  if not saved or not saved['done']:
+    parts = _parts(spec)
+    listing = [part.listing() for part in parts]
+    if saved and saved['listing'] != listing:
+      raise ValueError(f'{directory}: {spec.source!r} changed since this was begun; prepare it in another directory')
+    saved = saved or {'settings': settings, 'listing': listing, 'done': False, 'seconds': {}}
+    write_atomically(path, json.dumps(saved))
+    _work(spec, directory, parts, saved, progress)
+    write_atomically(path, json.dumps(saved | {'done': True}, indent=1))
+  shutil.rmtree(directory / 'work', ignore_errors=True)
+  (directory / 'encode.json').unlink(missing_ok=True)
+  tokenizer = tokenizers.load(directory / 'tokenizer')
+  train, validation = (shards.open(directory / split, tokenizer) for split in prepare_encode.SPLITS)
+  return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
+
+
+def _parts(spec: DataSpec) -> list[sources.Source]:
+  """The sources in the order they are read: text that is held out as it is comes first."""
+  parts = [sources.find(spec.validation_source, 'data.validation_source')] if spec.validation_source else []
+  return [*parts, sources.find(spec.source)]
+
+
+def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: dict, progress: Progress) -> None:
+  """Every phase in turn. Those that a killed call has finished return at once."""
+
+  @contextlib.contextmanager
+  def timed(phase: str) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    seconds = saved['seconds'].get(phase, 0.0) + time.monotonic() - begin
+    saved['seconds'][phase] = round(seconds, 3)
+    write_atomically(directory / 'prepare.json', json.dumps(saved))
+
+  with timed('select'):
+    selection = prepare_select.select(parts, spec, directory / 'work', progress)
+  with timed('tokenizer'):
+    source = hashlib.sha256(json.dumps([saved['settings'], saved['listing']]).encode()).hexdigest()
+    tokenizer = _tokenizer(spec, directory / 'tokenizer', parts, selection, progress, source)
+  about = {'settings': saved['settings'], 'selection': dict(selection.state['counts']), 'problems': selection.state['problems']}
+  with timed('tokenize'):
+    prepare_encode.write_shards(parts, spec, selection, tokenizer, directory / 'tokenizer', directory, about, progress)
+
+
+def _tokenizer(
+  spec: DataSpec, folder: Path, parts: list[sources.Source], selection: Selection, progress: Progress, source: str
+) -> Any:
+  """The tokenizer that the settings name, or one trained on the train split; kept in `folder`."""
+  if not spec.tokenizer.path:
+    return superbpe.train(lambda: _train_texts(spec, parts, selection), spec.tokenizer, folder, progress, source)
+  tokenizer = tokenizers.load(spec.tokenizer.path, spec.tokenizer.special_tokens)
+  if tokenizer.vocab_size > spec.tokenizer.total_size:
+    has = f'{tokenizer.vocab_size} entries in {spec.tokenizer.path!r}'
+    raise ValueError(f'config.data.tokenizer.vocab_size: {has}, but the configuration has {spec.tokenizer.total_size} in all')
+  tokenizer.save(folder)
+  return tokenizer
+
+
+def _train_texts(spec: DataSpec, parts: list[sources.Source], selection: Selection) -> Iterator[str]:
+  decisions = selection.decisions
+  for (_, document), decision in zip(prepare_select.read(parts, spec, report=lambda _: None), decisions, strict=True):
+    if decision == TRAIN:
+      yield document.text

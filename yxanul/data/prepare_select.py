@@ -1,0 +1,162 @@
+"""Which documents of the sources go where: filter, exact duplicates, split. One decision, a byte, for each document read.
+
+It runs before anything slow, so that an empty corpus or an unreadable file is met in seconds, not after hours of
+tokenizing; reading the text again later costs a few per cent of the time that tokenizing takes.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from yxanul.config.spec import DataSpec
+from yxanul.data import filters, sources
+from yxanul.data.deduplicate import DIGEST_BYTES, DigestSet, digest, unit_interval
+from yxanul.data.prepare_journal import Journal
+from yxanul.data.sources_document import START, Document, Problem, Report, stop
+
+Progress = Callable[[str, float, float | None], None]  # phase, done, of how much (None: not known)
+DECISIONS = ('train', 'validation', filters.EMPTY, filters.SCORE, filters.LANGUAGE, filters.SHORT, 'duplicate')
+TRAIN, VALIDATION, DUPLICATE = (DECISIONS.index(name) for name in ('train', 'validation', 'duplicate'))
+COMMIT_SECONDS = 5.0
+_LOOK_EVERY = 256  # documents, at the clock
+_NAMED_PROBLEMS = 1000  # beyond them problems are only counted
+
+
+def silent(phase: str, done: float, total: float | None) -> None:
+  """Shows no progress."""
+
+
+class Selection:
+  """The decisions, and what they add up to. `state['counts']` has the documents of each decision."""
+
+  def __init__(self, folder: Path):
+    self._journal = Journal(folder, 'select')
+    self._path = folder / 'decisions'
+    self.state = self._journal.state or {
+      'part': 0,
+      'cursor': START,
+      'read': 0,
+      'counts': dict.fromkeys(DECISIONS, 0),
+      'bytes': {'train': 0, 'validation': 0},
+      'problems': {'counts': {}, 'first': []},
+      'done': False,
+    }
+
+  @property
+  def decisions(self) -> np.ndarray:
+    """uint8 (documents read,): indices into DECISIONS."""
+    return np.fromfile(self._path, np.uint8) if self.state['read'] else np.zeros(0, np.uint8)
+
+  def commit(self) -> None:
+    self._journal.commit(self.state)
+
+  def close(self) -> None:
+    self._journal.close()
+
+  def append(self, decisions: bytes, digests: bytes) -> None:
+    self._journal.append('decisions', decisions)
+    self._journal.append('digests', digests)
+
+  def digests(self) -> bytes:
+    path = self._path.with_name('digests')
+    return path.read_bytes() if self.state['read'] else b''
+
+  def note(self, problem: Problem) -> None:
+    counts, first = self.state['problems']['counts'], self.state['problems']['first']
+    counts[problem.kind] = counts.get(problem.kind, 0) + 1
+    if len(first) < _NAMED_PROBLEMS:
+      first.append(str(problem))
+
+
+def read(
+  parts: list[sources.Source], spec: DataSpec, part: int = 0, cursor: tuple = START, report: Report = stop
+) -> Iterator[tuple[int, Document]]:
+  """(part, document) of the sources one after another; the last part is `data.source`, one before it is held out."""
+  for number in range(part, len(parts)):
+    for document in sources.documents(parts[number], spec, tuple(cursor) if number == part else START, report):
+      yield number, document
+
+
+def select(parts: list[sources.Source], spec: DataSpec, folder: Path, progress: Progress) -> Selection:
+  """Decides on every document of `parts`; goes on where an earlier call in the same folder was killed.
+
+  A document of `data.validation_source` is held out as it is: only emptiness and an exact copy drop it. Since it is read
+  first, a copy of it in `data.source` is a duplicate, and never trained on.
+
+  Raises:
+    ValueError: something cannot be read and `on_error` is 'stop'; nothing is left to train or to evaluate on.
+  """
+  selection = Selection(folder)
+  state = selection.state
+  if not state['done']:
+    try:
+      _decide(selection, parts, spec, progress)
+    finally:
+      selection.close()
+  _check_not_empty(state, spec)
+  return selection
+
+
+def _decide(selection: Selection, parts: list[sources.Source], spec: DataSpec, progress: Progress) -> None:
+  state = selection.state
+  seen = DigestSet()
+  stored = selection.digests()
+  for at in range(0, len(stored), DIGEST_BYTES):
+    seen.add(stored[at : at + DIGEST_BYTES])
+  del stored
+  decisions, digests = bytearray(), bytearray()
+  counts = Counter(state['counts'])
+  committed = time.monotonic()
+
+  def flush(part: int, cursor: tuple) -> None:
+    selection.append(bytes(decisions), bytes(digests))
+    state.update(part=part, cursor=cursor, read=state['read'] + len(decisions), counts=dict(counts))
+    decisions.clear()
+    digests.clear()
+    selection.commit()
+
+  report = stop if spec.on_error == 'stop' else selection.note
+  for part, document in read(parts, spec, state['part'], state['cursor'], report):
+    is_held_out = part < len(parts) - 1
+    decision = filters.rejects(document, spec, is_held_out)
+    if decision is None:
+      text_bytes = document.text.encode()
+      key = digest(text_bytes)
+      if seen.add(key):
+        digests += key
+        held_out = is_held_out or document.held_out
+        if held_out is None:
+          held_out = not has_own_validation(parts) and unit_interval(key) < spec.validation_fraction
+        decision = 'validation' if held_out else 'train'
+        state['bytes'][decision] += len(text_bytes)
+      else:
+        decision = 'duplicate'
+    decisions.append(DECISIONS.index(decision))
+    counts[decision] += 1
+    if len(decisions) % _LOOK_EVERY == 0 and time.monotonic() - committed >= COMMIT_SECONDS:
+      flush(part, document.after)
+      committed = time.monotonic()
+      progress('select', sum(state['bytes'].values()), None)
+  state['done'] = True
+  flush(len(parts), START)
+
+
+def has_own_validation(parts: list[sources.Source]) -> bool:
+  return len(parts) > 1
+
+
+def _check_not_empty(state: dict, spec: DataSpec) -> None:
+  dropped = ', '.join(f'{state["counts"][name]} {name}' for name in DECISIONS if state['counts'][name])
+  read = f'{state["read"]} documents read' + (f' ({dropped})' if dropped else '')
+  if problems := sum(state['problems']['counts'].values()):
+    read += f', {problems} problems, the first {state["problems"]["first"][0]}'
+  if not state['counts']['train']:
+    raise ValueError(f'config.data.source: {spec.source!r} leaves no document to train on: {read}')
+  if not state['counts']['validation']:
+    wants = 'raise config.data.validation_fraction or name a config.data.validation_source'
+    raise ValueError(
+      f'config.data.validation_fraction: {spec.validation_fraction} of {spec.source!r} holds out no document: {read}; {wants}'
+    )

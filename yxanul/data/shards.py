@@ -1,0 +1,213 @@
+"""Shards: token arrays on disk, memory-mapped, with where each document starts and how many bytes its text had.
+
+A folder holds `manifest.json` and, for each shard N, four .npy arrays:
+  N.tokens   uint16 or uint32: every document followed by the end-of-text token
+  N.offsets  int64 (documents + 1): where each document starts, and the end
+  N.bytes    int64 (documents): the UTF-8 bytes of its text
+  N.sources  uint8 (documents): an index into the manifest's `sources`
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yxanul.data.prepare_journal import Journal, write_atomically
+
+FORMAT = 'yxanul shards 1'
+MANIFEST = 'manifest.json'
+ARRAYS = ('tokens', 'offsets', 'bytes', 'sources')
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+class Shards:
+  """The documents of one split, in their order. Arrays are read-only views of the files."""
+
+  def __init__(self, folder: Path, manifest: dict[str, Any]):
+    self.folder = folder
+    self.manifest = manifest
+    self.vocab_size: int = manifest['vocab_size']
+    self.end_of_text_id: int = manifest['end_of_text_id']
+    self.fingerprint: str = manifest['tokenizer']
+    self.sources: tuple[str, ...] = tuple(manifest['sources'])
+    self.n_documents: int = manifest['documents']
+    self.n_tokens: int = manifest['tokens']  # end-of-text tokens included
+    self.n_bytes: int = manifest['bytes']
+
+  def _arrays(self, kind: str) -> list[np.ndarray]:
+    paths = [self.folder / f'{shard["name"]}.{kind}.npy' for shard in self.manifest['shards']]
+    return [np.asarray(np.load(path, mmap_mode='r')) for path in paths]
+
+  @cached_property
+  def tokens(self) -> list[np.ndarray]:
+    """Of each shard, its tokens (tokens,)."""
+    return self._arrays('tokens')
+
+  @cached_property
+  def starts(self) -> np.ndarray:
+    """Where each document starts in the tokens of its shard, int64 (n_documents,)."""
+    return np.concatenate([offsets[:-1] for offsets in self._arrays('offsets')])
+
+  @cached_property
+  def lengths(self) -> np.ndarray:
+    """Tokens of each document, its end-of-text token included, int64 (n_documents,)."""
+    return np.concatenate([np.diff(offsets) for offsets in self._arrays('offsets')])
+
+  @cached_property
+  def byte_counts(self) -> np.ndarray:
+    """UTF-8 bytes of each document's text, int64 (n_documents,)."""
+    return np.concatenate(self._arrays('bytes'))
+
+  @cached_property
+  def source_ids(self) -> np.ndarray:
+    """Of each document, an index into `sources`, uint8 (n_documents,)."""
+    return np.concatenate(self._arrays('sources'))
+
+  @cached_property
+  def first_documents(self) -> np.ndarray:
+    """The number of each shard's first document, int64 (shards,)."""
+    counts = np.array([shard['documents'] for shard in self.manifest['shards']], np.int64)
+    return np.cumsum(counts) - counts
+
+  def document(self, number: int) -> np.ndarray:
+    """The tokens of one document, without the end-of-text token."""
+    shard = np.searchsorted(self.first_documents, number, side='right') - 1
+    start = self.starts[number]
+    return self.tokens[shard][start : start + self.lengths[number] - 1]
+
+
+def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Shards:
+  """The shards in `folder`.
+
+  Args:
+    folder: where `manifest.json` is.
+    tokenizer: when given, the one that the shards have to be made with.
+    verify: also read every byte and compare it with the manifest's hashes.
+
+  Raises:
+    ValueError: there are none, they belong to another tokenizer, or a file is not what the manifest says.
+  """
+  folder = Path(folder)
+  path = folder / MANIFEST
+  try:
+    manifest = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise ValueError(f'{folder}: holds no shards ({MANIFEST} is missing)') from None
+  except ValueError as error:
+    raise ValueError(f'{path}: not a manifest ({error})') from None
+  if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+    got = manifest.get('format') if isinstance(manifest, dict) else type(manifest).__name__
+    raise ValueError(f'{path}: format {got!r}, wants {FORMAT!r}')
+  if tokenizer is not None and manifest['tokenizer'] != tokenizer.fingerprint:
+    made = f'tokenizer {manifest["tokenizer"][:12]} of {manifest["vocab_size"]} entries'
+    raise ValueError(f'{folder}: made with {made}, got {tokenizer.fingerprint[:12]} of {tokenizer.vocab_size} entries')
+  for shard in manifest['shards']:
+    for kind, expected in shard['files'].items():
+      _check_file(folder / f'{shard["name"]}.{kind}.npy', expected, verify)
+  return Shards(folder, manifest)
+
+
+def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
+  try:
+    size = path.stat().st_size
+  except OSError as error:
+    raise ValueError(f'{path}: {error.strerror}, the manifest has it with {expected["bytes"]} bytes') from None
+  if size != expected['bytes']:
+    raise ValueError(f'{path}: {size} bytes, the manifest says {expected["bytes"]}')
+  if verify and (found := _sha256(path)) != expected['sha256']:
+    raise ValueError(f'{path}: SHA-256 {found}, the manifest says {expected["sha256"]}')
+
+
+def _sha256(path: Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _header(dtype: np.dtype, length: int) -> bytes:
+  """The start of an .npy file. NumPy pads it so that it keeps its size however long the array grows."""
+  import io
+
+  header = io.BytesIO()
+  descr = np.lib.format.dtype_to_descr(dtype)
+  np.lib.format.write_array_header_1_0(header, {'descr': descr, 'fortran_order': False, 'shape': (length,)})
+  return header.getvalue()
+
+
+class Writer:
+  """Writes the shards of one split through a journal. A shard ends with the document that reaches `shard_tokens`.
+
+  `state` is plain data: a Writer made with the state of a commit goes on where that commit was.
+  """
+
+  def __init__(self, journal: Journal, split: str, vocab_size: int, shard_tokens: int, state: dict | None = None):
+    self.journal = journal
+    self.split = split
+    self.shard_tokens = shard_tokens
+    tokens = token_dtype(vocab_size)
+    self.dtypes = dict(zip(ARRAYS, (tokens, np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8)), strict=True))
+    self.state = state or {'shards': [], 'open': None}
+
+  def append(self, tokens: np.ndarray, lengths: np.ndarray, byte_counts: np.ndarray, source_ids: np.ndarray) -> None:
+    """Adds documents: `tokens` one after another with their end-of-text tokens, `lengths` counting these."""
+    while len(lengths):
+      shard = self.state['open'] or self._start()
+      reached = shard['tokens'] + np.cumsum(lengths)
+      count = int(np.searchsorted(reached, self.shard_tokens)) + 1
+      full = count <= len(lengths)
+      count = min(count, len(lengths))
+      size = int(reached[count - 1]) - shard['tokens']
+      for kind, data in zip(ARRAYS, (tokens[:size], reached[:count], byte_counts[:count], source_ids[:count]), strict=True):
+        self.journal.append(self._file(shard, kind), data.astype(self.dtypes[kind], copy=False))
+      shard['documents'] += count
+      shard['tokens'] += size
+      shard['bytes'] += int(byte_counts[:count].sum())
+      tokens, lengths, byte_counts, source_ids = tokens[size:], lengths[count:], byte_counts[count:], source_ids[count:]
+      if full:
+        self._end()
+
+  def _file(self, shard: dict, kind: str) -> str:
+    return f'{self.split}/{shard["name"]}.{kind}.npy'
+
+  def _start(self) -> dict:
+    shard = self.state['open'] = {'name': f'{len(self.state["shards"]):05d}', 'documents': 0, 'tokens': 0, 'bytes': 0}
+    for kind in ARRAYS:
+      self.journal.append(self._file(shard, kind), _header(self.dtypes[kind], 0))
+    self.journal.append(self._file(shard, 'offsets'), np.zeros(1, np.int64))
+    return shard
+
+  def _end(self) -> None:
+    shard = self.state['open']
+    for kind in ARRAYS:
+      length = {'tokens': shard['tokens'], 'offsets': shard['documents'] + 1}.get(kind, shard['documents'])
+      self.journal.seal(self._file(shard, kind), _header(self.dtypes[kind], length))
+    self.state['shards'].append(shard)
+    self.state['open'] = None
+
+  def finish(self, tokenizer: Any, sources: list[str], about: dict[str, Any]) -> None:
+    """Ends the last shard and writes the manifest, which makes the shards complete. `about` goes into it."""
+    if self.state['open']:
+      self._end()
+    folder = self.journal.folder / self.split
+    for shard in self.state['shards']:
+      paths = {kind: folder / f'{shard["name"]}.{kind}.npy' for kind in ARRAYS}
+      shard['files'] = {kind: {'bytes': path.stat().st_size, 'sha256': _sha256(path)} for kind, path in paths.items()}
+    totals = {kind: sum(shard[kind] for shard in self.state['shards']) for kind in ('documents', 'tokens', 'bytes')}
+    manifest = {
+      'format': FORMAT,
+      'split': self.split,
+      'dtype': self.dtypes['tokens'].name,
+      'vocab_size': tokenizer.vocab_size,
+      'end_of_text_id': tokenizer.end_of_text_id,
+      'tokenizer': tokenizer.fingerprint,
+      'sources': sources,
+      **totals,
+      **about,
+      'shards': self.state['shards'],
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + '\n')
