@@ -7,7 +7,7 @@ from yxanul.reporting import numbers
 
 @pytest.mark.parametrize(
   ('value', 'text'),
-  [(None, '–'), (12, '12'), (4096, '4,096'), (65_536, '65.5k'), (999_600, '1M'), (2_610_000_000, '2.61B'), (3e15, '3,000T')],
+  [(None, '–'), (12, '12'), (4096, '4,096'), (65_536, '65.5k'), (999_600, '1M'), (2_610_000_000, '2.61B'), (3e15, '3.00e+15')],
 )
 def test_count(value, text):
   assert numbers.count(value) == text

@@ -13,9 +13,17 @@ def count(value: float | None) -> str:
     return f'{value:,.0f}'
   for unit, size in (('k', 1e3), ('M', 1e6), ('B', 1e9), ('T', 1e12)):
     scaled = value / size
-    if abs(scaled) < 999.5 or unit == 'T':
-      return f'{scaled:.3g}{unit}' if abs(scaled) < 999.5 else f'{scaled:,.0f}{unit}'
-  raise AssertionError(value)
+    if abs(scaled) < 999.5:
+      return f'{scaled:.3g}{unit}'
+  return f'{value:.2e}'
+
+
+_BYTE_UNITS = (('B', 1.0), ('kB', 1e3), ('MB', 1e6), ('GB', 1e9), ('TB', 1e12))
+
+
+def byte_unit(value: float) -> tuple[str, float]:
+  """The unit in which a size has one to three digits before the point, and its bytes."""
+  return next((unit, size) for unit, size in _BYTE_UNITS if abs(value) < 999.5 * size or unit == 'TB')
 
 
 def byte_size(value: float | None) -> str:
@@ -24,10 +32,8 @@ def byte_size(value: float | None) -> str:
     return '–'
   if not math.isfinite(value):
     return f'{value} B'
-  for unit, size in (('B', 1.0), ('kB', 1e3), ('MB', 1e6), ('GB', 1e9), ('TB', 1e12)):
-    if abs(value) < 999.5 * size or unit == 'TB':
-      return f'{value / size:.3g} {unit}'
-  raise AssertionError(value)
+  unit, size = byte_unit(value)
+  return f'{value / size:.3g} {unit}'
 
 
 def duration(seconds: float | None) -> str:
