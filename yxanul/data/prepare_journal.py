@@ -39,7 +39,8 @@ class Journal:
     self._lengths: dict[str, int] = saved['lengths']
     self._open: dict[str, BinaryIO] = {}
     for name, length in self._lengths.items():
-      os.truncate(folder / name, length)
+      if (folder / name).stat().st_size > length:
+        os.truncate(folder / name, length)
 
   def append(self, name: str, data: bytes | np.ndarray) -> None:
     """Adds to the end of `folder/name`; a file that no commit knows starts empty."""

@@ -31,7 +31,7 @@ class Source:
 
   def listing(self) -> list[list]:
     """Names and sizes: what has to stay the same while a prepare that was killed goes on."""
-    return [[str(path), path.stat().st_size] for path in self.files]
+    return [[str(path), path.stat().st_size if path.exists() else None] for path in self.files]
 
 
 def is_hub_name(source: str) -> bool:
@@ -52,11 +52,11 @@ def find(source: str, field: str = 'data.source') -> Source:
     return Source(PYTHON_DOCS)
   path = Path(source).expanduser()
   if path.is_dir():
-    found = sorted(p for p in path.rglob('*') if p.is_file() and not any(x.startswith('.') for x in p.relative_to(path).parts))
+    found = sorted(p for p in path.rglob('*') if not p.is_dir() and not any(x.startswith('.') for x in p.relative_to(path).parts))
   elif path.exists():
     found = [path]
   elif glob.has_magic(source):
-    found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if not p.is_dir())
   else:
     raise ValueError(f"config.{field}: {source!r} does not exist (nor is it a hub name, OWNER/NAME, or '{PYTHON_DOCS}')")
   files = tuple(p for p in found if sources_files.kind_of(p) is not None)

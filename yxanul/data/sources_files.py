@@ -71,7 +71,7 @@ def _json_lines(path: Path, file: int, start: Cursor, spec: DataSpec, source: st
         if line.isspace():
           continue
         try:
-          row = json.loads(line.decode())
+          row = json.loads(line.decode().rstrip('\n'))
           if not isinstance(row, dict):
             raise ValueError(f'a JSON {type(row).__name__}, wants an object with column {spec.text_column!r}')
           document = from_row(row, spec, source, (file, offset, number))
