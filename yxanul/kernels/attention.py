@@ -6,6 +6,7 @@ Shapes: B rows, T length, H query heads, K key/value heads, C head width.
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -29,17 +30,25 @@ def document_mask(tokens_BT: Tensor, end_of_text_id: int) -> Tensor:
   return (same_BTT & same_BTT.new_ones(same_BTT.shape[-2:]).tril())[:, None]
 
 
-def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
+_BACKENDS = {'cudnn': SDPBackend.CUDNN_ATTENTION, 'flash': SDPBackend.FLASH_ATTENTION}
+
+
+def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None, engine: str = 'sdpa') -> Tensor:
   """Causal attention scaled by 1/sqrt(C); every key/value head serves H/K query heads (arXiv 2305.13245).
 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
-    mask_B1TT: bool, True where to look, instead of the plain causal triangle.
+    mask_B1TT: bool, True where to look, instead of the plain causal triangle; only `sdpa` takes it.
+    engine: `sdpa` (what torch chooses), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU).
 
   Returns:
     (B, T, H, C), q's dtype.
   """
   q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
   grouped = q.shape[1] != k.shape[1]
-  out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped)
+  if engine == 'sdpa' or mask_B1TT is not None:
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped)
+  else:
+    with sdpa_kernel(_BACKENDS[engine]):
+      out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
   return out.transpose(1, 2)

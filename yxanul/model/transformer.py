@@ -17,6 +17,7 @@ from torch import Tensor
 
 from yxanul.config.model_spec import LINEARS, ModelSpec
 from yxanul.kernels import attention, norm
+from yxanul.kernels.fp8 import Fp8Linears
 from yxanul.kernels.linear import Linears
 
 Params = dict[str, Tensor]
@@ -30,7 +31,8 @@ class Numerics:
   """
 
   dtype: torch.dtype = torch.float32
-  linears: Linears = dataclasses.field(default_factory=Linears)
+  linears: Linears | Fp8Linears = dataclasses.field(default_factory=Linears)
+  attention: str = 'sdpa'  # engine of kernels.attention
 
 
 def init(spec: ModelSpec, generator: torch.Generator) -> Params:
@@ -81,7 +83,7 @@ def block(x_BTD, p, layer, spec, numerics, rope, mask_B1TT) -> Tensor:
   q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=spec.head_dim) for part in (q, k, v))
   if rope is not None:
     q_BTHC, k_BTKC = attention.rope(q_BTHC, *rope), attention.rope(k_BTKC, *rope)
-  mixed_BTHC = attention.attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT)
+  mixed_BTHC = attention.attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, numerics.attention)
   x_BTD = x_BTD + linear('attention_out', rearrange(mixed_BTHC, 'b t h c -> b t (h c)'))
 
   y_BTD = _norm(x_BTD, p, 'mlp_norm', spec)

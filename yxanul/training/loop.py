@@ -7,7 +7,7 @@ at the boundaries (evaluation, checkpoint, request to stop) lets the device fini
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ class Progress:
   val_bpb: float | None = None
   interval: list[list[float]] = dataclasses.field(default_factory=list)  # metrics since the last log line
   interval_tokens: int = 0
-  interval_seconds: float = 0.0
+  interval_start_seconds: float = 0.0  # of training, at the last log line
 
 
 class Clocks:
@@ -51,8 +51,18 @@ class Clocks:
     self._progress.seconds += now - self._last
     if self.training:
       self._progress.seconds_training += now - self._last
-      self._progress.interval_seconds += now - self._last
     self._last = now
+
+
+class _Step(NamedTuple):
+  """What the host knows of a step whose metrics are still on the device."""
+
+  number: int
+  stage: Stage
+  tokens: int
+  learning_rate: float
+  seconds: float
+  seconds_training: float
 
 
 @dataclasses.dataclass
@@ -103,7 +113,9 @@ class _Loop:
         rate = learning_rate(min(1.0, after / budget), stage.lr_factor, run.spec.optimizer)
         state, metrics = run.step(stage, state, tokens, rate, stage.spec.grad_clip)
         progress.step, progress.tokens = progress.step + 1, after
-        self.queue.put(metrics, (progress.step, stage, after, rate))
+        self.clocks.tick()
+        # The times of a step are those at which it was handed over, however late its metrics are read.
+        self.queue.put(metrics, _Step(progress.step, stage, after, rate, progress.seconds, progress.seconds_training))
         while len(self.queue) > 1:
           self._absorb()
         if run.stop or self._evaluation_due() or self._save_due():
@@ -115,40 +127,40 @@ class _Loop:
 
   def _absorb(self) -> None:
     """Takes in the oldest step whose metrics are still out, and writes its log line when one is due."""
-    values, (step, stage, tokens, rate) = self.queue.get()
+    values, step = self.queue.get()
     progress = self.progress
     progress.interval.append(values)
-    progress.interval_tokens += stage.spec.tokens_per_step
+    progress.interval_tokens += step.stage.spec.tokens_per_step
     progress.bytes += int(values[2])
     progress.skipped_steps += int(values[4])
-    ends_stage = step == stage.start_step + stage.n_steps
-    if step % self.run.spec.training.log_every_steps == 0 or ends_stage:
-      self._log(step, stage, tokens, rate)
+    ends_stage = step.number == step.stage.start_step + step.stage.n_steps
+    if step.number % self.run.spec.training.log_every_steps == 0 or ends_stage:
+      self._log(step)
 
-  def _log(self, step: int, stage: Stage, tokens: int, rate: float) -> None:
-    self.clocks.tick()
-    progress, interval = self.progress, self.progress.interval
-    per_second = progress.interval_tokens / progress.interval_seconds
+  def _log(self, step: _Step) -> None:
+    progress, interval, stage = self.progress, self.progress.interval, step.stage
+    seconds = step.seconds_training - progress.interval_start_seconds
+    per_second = progress.interval_tokens / seconds
     nats, n_bytes = sum(v[1] for v in interval), sum(v[2] for v in interval)
     flops = flops_per_token(self.run.spec.model, stage.spec.seq_len)
     record = {
-      'step': step,
+      'step': step.number,
       'stage': stage.number,
       'seq_len': stage.spec.seq_len,
-      'tokens': tokens,
+      'tokens': step.tokens,
       'bytes': progress.bytes,
       'loss': sum(v[0] for v in interval) / len(interval),
       'bpb_train': bits_per_byte(nats, n_bytes),
-      'lr': rate,
+      'lr': step.learning_rate,
       'grad_norm': interval[-1][3],
       'tokens_per_second': per_second,
-      'bytes_per_second': n_bytes / progress.interval_seconds,
+      'bytes_per_second': n_bytes / seconds,
       'mfu': per_second * flops / self.run.peak_flops if self.run.peak_flops else None,
-      'seconds': progress.seconds,
-      'seconds_training': progress.seconds_training,
+      'seconds': step.seconds,
+      'seconds_training': step.seconds_training,
       'skipped_steps': progress.skipped_steps,
     }
-    progress.interval, progress.interval_tokens, progress.interval_seconds = [], 0, 0.0
+    progress.interval, progress.interval_tokens, progress.interval_start_seconds = [], 0, step.seconds_training
     self.run.log.write(record)
     self.run.display.update(record)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from yxanul.training.step import LN2, StepMetrics
+from yxanul.training.step import StepMetrics
 
 GPT2_CHARACTERS_PER_TOKEN = 4.488  # of English, the mission's figure
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
   """Nats over text of `n_bytes` UTF-8 bytes, as bits a byte."""
-  return nats / (LN2 * n_bytes) if n_bytes else math.nan
+  return nats / (math.log(2.0) * n_bytes) if n_bytes else math.nan
 
 
 def ppl_gpt2_equivalent(bpb: float) -> float:

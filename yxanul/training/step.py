@@ -8,22 +8,22 @@ Shapes: B rows, T length, N = B*T tokens. A batch of rows travels as the one str
 are all but the last, targets all but the first.
 """
 
-import math
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec, ModelSpec, PrecisionSpec, StageSpec
+from yxanul.kernels import fp8
 from yxanul.kernels.attention import document_mask
+from yxanul.kernels.capabilities import Engines
 from yxanul.kernels.vocab_loss import vocab_loss
 from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
 from yxanul.optim.transform import Hyper, Transform, apply_updates, global_norm
 from yxanul.training.state import TrainState
-
-LN2 = math.log(2.0)
 
 
 class Text(NamedTuple):
@@ -46,20 +46,41 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[[TrainState, Tensor, Tensor, Tensor], tuple[TrainState, StepMetrics]]
 
 
+def is_fp8(engines: Engines) -> bool:
+  """Whether the block linears run in FP8, and so have state."""
+  return engines.linear in ('te', 'torch', 'reference')
+
+
+def plain_numerics(engines: Engines) -> Numerics:
+  """Numerics without FP8: for evaluation and sampling, and for training where no linear runs in FP8."""
+  return Numerics(torch.float32 if engines.linear == 'fp32' else torch.bfloat16, attention=engines.attention)
+
+
+def _fp8_numerics(engines: Engines, precision: PrecisionSpec, scale: Tensor, amax: Tensor, engine: str) -> Numerics:
+  return dataclasses.replace(plain_numerics(engines), linears=fp8.Fp8Linears(scale, amax, precision, engine))
+
+
 def loss_of(
-  params, tokens, weights_N, seq_len, mask_documents, spec: ExperimentSpec, numerics: Numerics, text: Text, engine: str
+  params, tokens: Tensor, weights_N: Tensor, stage: StageSpec, spec: ModelSpec, numerics: Numerics, text: Text, engine: str
 ):
-  """Weighted loss and every token's nats for rows of `seq_len`; `tokens` (N + 1,) int."""
-  inputs_BT, targets_N = tokens[:-1].view(-1, seq_len), tokens[1:]
-  mask = document_mask(inputs_BT, text.end_of_text_id) if mask_documents else None
-  x_BTD = transformer.hidden(params, inputs_BT, spec.model, numerics, mask)
-  x_NR = transformer.head_input(params, x_BTD, spec.model).flatten(0, 1)
+  """sum(weights * nats), and every token's nats, of rows of `stage.seq_len`; `tokens` (N + 1,) int, weights (N,) FP32."""
+  inputs_BT, targets_N = tokens[:-1].view(-1, stage.seq_len), tokens[1:]
+  mask = document_mask(inputs_BT, text.end_of_text_id) if stage.mask_documents else None
+  x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask)
+  x_NR = transformer.head_input(params, x_BTD, spec).flatten(0, 1)
   return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
 
 
-def make_train_step(
-  spec: ExperimentSpec, stage: StageSpec, optimizer: Transform, numerics: Numerics, text: Text, vocab_loss_engine: str
-) -> TrainStep:
+def _differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text):
+  """Mean loss a token, every token's nats, and the gradients by name."""
+  leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+  n_tokens = tokens.shape[0] - 1
+  weights_N = torch.full((n_tokens,), 1.0 / n_tokens, dtype=torch.float32, device=tokens.device)
+  loss, nll_N = loss_of(leaves, tokens, weights_N, stage, spec.model, numerics, text, engines.vocab_loss)
+  return loss.detach(), nll_N, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def make_train_step(spec: ExperimentSpec, stage: StageSpec, optimizer: Transform, engines: Engines, text: Text) -> TrainStep:
   """The step of one stage.
 
   Returns:
@@ -67,41 +88,60 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, tokens: Tensor, learning_rate: Tensor, max_norm: Tensor) -> tuple[TrainState, StepMetrics]:
-    names = list(state.params)
-    leaves = {name: p.detach().requires_grad_() for name, p in state.params.items()}
-    n_tokens = tokens.shape[0] - 1
-    weights_N = torch.full((n_tokens,), 1.0 / n_tokens, dtype=torch.float32, device=tokens.device)
-    loss, nll_N = loss_of(
-      leaves, tokens, weights_N, stage.seq_len, stage.mask_documents, spec, numerics, text, vocab_loss_engine
-    )
-    gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    numerics, amax = plain_numerics(engines), None
+    if is_fp8(engines):
+      amax = torch.zeros_like(state.fp8_state['scale'])
+      numerics = _fp8_numerics(engines, spec.precision, state.fp8_state['scale'], amax, engines.linear)
+    loss, nll_N, gradients = _differentiate(state.params, tokens, stage, spec, numerics, engines, text)
     with torch.no_grad():
       norm = global_norm(gradients)
-      ok = (torch.isfinite(loss) & torch.isfinite(norm)).float()
+      finite = torch.isfinite(loss) & torch.isfinite(norm)
+      fp8_state = state.fp8_state
+      if amax is not None:
+        finite = finite & torch.isfinite(amax).all()
+        fp8_state = fp8.update(fp8_state, amax, spec.precision, finite)
+      ok = finite.float()
       updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, Hyper(learning_rate, max_norm, norm, ok))
       params = apply_updates(state.params, updates)
       targets_N = tokens[1:]
-      counts_N = (targets_N != text.end_of_text_id).double()
       metrics = StepMetrics(
-        loss=loss.detach().double(),
-        nats=(nll_N * counts_N).sum(),
+        loss=loss.double(),
+        nats=(nll_N * (targets_N != text.end_of_text_id)).double().sum(),
         bytes=text.token_bytes_V[targets_N].sum().double(),
         grad_norm=norm.double(),
         skipped=1.0 - ok.double(),
       )
-    data_state = state.data_state + n_tokens
-    return TrainState(state.step + 1, params, opt_state, state.fp8_state, state.rng, data_state), metrics
+    data_state = state.data_state + (tokens.shape[0] - 1)
+    return TrainState(state.step + 1, params, opt_state, fp8_state, state.rng, data_state), metrics
 
   return train_step
 
 
-def make_eval_step(spec: ExperimentSpec, seq_len: int, numerics: Numerics, text: Text, vocab_loss_engine: str):
-  """eval_step(params, tokens (N + 1,), counts_BT bool) -> nats over the targets that count, 0-d FP64."""
+def calibrate(
+  state: TrainState, tokens: Tensor, stage: StageSpec, spec: ExperimentSpec, engines: Engines, text: Text
+) -> TrainState:
+  """The state with FP8 scales from a forward and backward over a first batch; nothing else changes.
+
+  Scales of 1 would start blind: every gradient of a mean over many tokens underflows E5M2.
+  """
+  amax = torch.zeros_like(state.fp8_state['scale'])
+  numerics = _fp8_numerics(engines, spec.precision, state.fp8_state['scale'], amax, 'calibrate')
+  _differentiate(state.params, tokens, stage, spec, numerics, engines, text)
+  return state._replace(fp8_state=fp8.update(state.fp8_state, amax, spec.precision, torch.isfinite(amax).all()))
+
+
+EvalStep = Callable[[transformer.Params, Tensor, Tensor], Tensor]
+
+
+def make_eval_step(spec: ExperimentSpec, seq_len: int, engines: Engines, text: Text) -> EvalStep:
+  """eval_step(params, tokens (N + 1,) int32, counts_BT bool) -> nats of the targets that count, 0-d FP64."""
+  rows = dataclasses.replace(spec.curriculum.stages[-1], seq_len=seq_len)
 
   @torch.no_grad()
   def eval_step(params: transformer.Params, tokens: Tensor, counts_BT: Tensor) -> Tensor:
-    weights_N = counts_BT.flatten().float()
-    _, nll_N = loss_of(params, tokens, weights_N, seq_len, False, spec, numerics, text, vocab_loss_engine)
-    return (nll_N.double() * counts_BT.flatten()).sum()
+    counts_N = counts_BT.flatten()
+    numerics = plain_numerics(engines)
+    _, nll_N = loss_of(params, tokens, counts_N.float(), rows, spec.model, numerics, text, engines.vocab_loss)
+    return (nll_N.double() * counts_N).sum()
 
   return eval_step

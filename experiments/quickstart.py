@@ -1,0 +1,66 @@
+"""A toy that shows the whole system on a laptop: the English prose that every CPython carries, through all ten stages.
+
+Command:  python -m yxanul.main --config=experiments/quickstart.py --workdir=runs/quickstart
+Hardware: two CPU cores, 2 GB of memory, 3 minutes
+Expected: see records/
+
+The architecture is ultra's (grouped-query attention, SwiGLU, RMSNorm, rotary positions, a factorized tied table) at a size
+that two cores train in two minutes, in FP32. The curriculum has ultra's ten stages, learning-rate scales, clips and shares,
+but the lengths end at 256 instead of 2048.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import ultra
+from yxanul.config.convert import default_config
+from yxanul.config.variants import parse_variant
+
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+TOKENS_PER_STEP = 2048
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  parse_variant(arg)
+  config = default_config()
+  config.name = 'quickstart'
+  config.note = 'This is a toy: a small model on 0.4 MB of text, to show that everything works. It will not know much.'
+
+  config.model.vocab_size = 3072
+  config.model.d_model = 256
+  config.model.n_layers = 6
+  config.model.n_heads = 8
+  config.model.n_kv_heads = 2
+  config.model.head_dim = 32
+  config.model.d_hidden = 704
+  config.model.embedding_rank = 96
+  config.model.max_positions = 256
+
+  config.precision.matmul = 'fp32'
+
+  config.data.source = 'python-docs'
+  config.data.tokenizer.vocab_size = 3071
+  config.data.tokenizer.transition_size = 2048
+  config.data.tokenizer.special_tokens = ('<|endoftext|>',)
+
+  config.curriculum.budget_tokens = 420_000
+  config.curriculum.stages = ultra.stages(batch_multiple=1)
+  for stage, seq_len in zip(config.curriculum.stages, LENGTHS, strict=True):
+    stage.seq_len = seq_len
+    stage.batch_size = stage.reference_batch_size = TOKENS_PER_STEP // seq_len
+
+  config.optimizer.peak_lr = 3e-3
+  config.optimizer.warmup_share = 0.02
+
+  config.training.execution = 'eager'
+  config.training.deterministic = True
+  config.training.log_every_steps = 5
+  config.training.checkpoint_every_seconds = 30.0
+
+  config.evaluation.seq_len = 256
+  config.evaluation.batch_size = 8
+  config.evaluation.every_share = 0.1
+  config.evaluation.xz_mark = True
+
+  config.sample.prompts = ('The ', 'If the ', 'A class definition')
+  config.sample.tokens = 80
+  return config

@@ -1,0 +1,242 @@
+"""One run from its configuration to its report: data if it is missing, training, evaluation, sample, report."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yxanul.config import cli
+from yxanul.config.convert import differing_fields, to_dict
+from yxanul.config.spec import ExperimentSpec
+from yxanul.data import prepare as preparation
+from yxanul.data.batches import Loader, Stream
+from yxanul.inference.compression import xz_marks
+from yxanul.inference.sample import write_samples
+from yxanul.kernels import fp8
+from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines, detect
+from yxanul.optim.build import build
+from yxanul.planning.flops import peak_flops
+from yxanul.reporting import tables
+from yxanul.reporting.display import Display
+from yxanul.reporting.report import write_report
+from yxanul.training.checkpoint import Checkpoints
+from yxanul.training.curriculum import Curriculum
+from yxanul.training.graphs import StepCache
+from yxanul.training.loop import Progress, Run, train
+from yxanul.training.metrics import MetricsLog, ppl_gpt2_equivalent
+from yxanul.training.overview import parameter_rows, stage_rows
+from yxanul.training.state import TrainState, init_state
+from yxanul.training.step import Text, calibrate, is_fp8, make_train_step, plain_numerics
+from yxanul.training.stop import Stopped, StopRequest, stop_request
+from yxanul.training.validation import Validation
+
+
+def run(spec: ExperimentSpec, workdir: Path) -> int:
+  """Trains `spec` in `workdir`, or goes on with what is there; returns the exit status.
+
+  Raises:
+    ValueError: in one line: the workdir holds another experiment or cannot be written, the data is missing, no checkpoint
+      is sound.
+  """
+  started = time.perf_counter()
+  _check_workdir(spec, workdir)
+  curriculum = Curriculum(spec)
+  capabilities = detect()
+  engines = choose_engines(capabilities, spec.precision)
+  device = _set_up_torch(spec, capabilities)
+  with stop_request() as stop, Display(stage_rows(spec), curriculum.total_tokens) as display:
+    if spec.note:
+      display.message(spec.note)
+    for note in engines.notes:
+      display.message(note)
+    prepared = _prepare(spec, workdir, display)
+    _write_json(workdir / 'config.json', to_dict(spec))
+    checkpoints = Checkpoints(workdir / 'checkpoints', spec.training.checkpoints_kept)
+    try:
+      result = _train(spec, workdir, curriculum, capabilities, engines, device, prepared, checkpoints, display, stop, started)
+    except Stopped:
+      display.message(f'{stop.signal_name}: stopped, everything is saved; the same command goes on from here')
+      return cli.EXIT_AGAIN
+    finally:
+      checkpoints.close()
+    for line in _closing_lines(spec, result, workdir):
+      display.message(line)
+  return 0
+
+
+def dry_run(spec: ExperimentSpec) -> None:
+  """Shows what `run` would do: parameters, stages, learning rates, memory. Trains nothing, writes nothing."""
+  curriculum = Curriculum(spec)
+  optimizer = spec.optimizer
+  tables.print_table(tables.parameter_table(parameter_rows(spec)))
+  tables.print_table(tables.stage_table(stage_rows(spec)))
+  lines = (
+    f'{curriculum.total_steps:,} steps over {curriculum.total_tokens:,} tokens (budget {spec.curriculum.budget_tokens:,})',
+    f'AdamW: betas {optimizer.beta1:g} and {optimizer.beta2:g}, eps {optimizer.eps:g}',
+    f'rate: the lr of each stage (peak {optimizer.peak_lr:g} x lr scale x batch scaling "{optimizer.batch_lr_scaling}"), '
+    f'{optimizer.schedule} to {optimizer.final_lr_share:.0%} after a warm-up over {optimizer.warmup_share:.0%} of the tokens',
+  )
+  for line in (*([spec.note] if spec.note else []), *lines):
+    print(line)
+
+
+def _train(
+  spec: ExperimentSpec,
+  workdir: Path,
+  curriculum: Curriculum,
+  capabilities: Capabilities,
+  engines: Engines,
+  device: torch.device,
+  prepared: preparation.Prepared,
+  checkpoints: Checkpoints,
+  display: Display,
+  stop: StopRequest,
+  started: float,
+) -> dict[str, Any]:
+  text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
+  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
+  state = init_state(spec, optimizer, fp8_state, device)
+  stream = Stream(prepared.train, spec.seed)
+
+  def batches(position: int) -> Iterator[torch.Tensor]:
+    plan = ((s.spec.batch_size, s.spec.seq_len) for s in _stages_from(curriculum, position))
+    with Loader(stream, position, plan, device) as loader:
+      for tokens, _ in loader:
+        yield tokens.to(device, non_blocking=True)
+
+  restored = checkpoints.restore(state)
+  progress = Progress()
+  if restored:
+    host, notes = restored
+    progress = Progress(**host['progress'])
+    engines = dataclasses.replace(engines, **host['engines'])
+    for line in [*notes, f'going on from the checkpoint of step {progress.step}']:
+      display.message(line)
+  elif is_fp8(engines):
+    first = curriculum.stages[0].spec
+    tokens = torch.from_numpy(stream.read(0, first.tokens_per_step)).to(device)
+    state = calibrate(state, tokens, first, spec, engines, text)
+  resumed_from = progress.step if restored else None
+  # What passed before the clock of the loop starts belongs to the run's wall clock.
+  progress.seconds += time.perf_counter() - started
+
+  log = MetricsLog(workdir / 'metrics.jsonl', progress.step)
+  chosen = {name: value for name, value in dataclasses.asdict(engines).items() if name != 'notes'}
+  state = train(
+    Run(
+      spec=spec,
+      curriculum=curriculum,
+      step=StepCache(lambda stage: make_train_step(spec, stage, optimizer, engines, text), spec.training.execution, device),
+      batches=batches,
+      evaluate=Validation(spec, prepared.validation, engines, text, device, stop),
+      checkpoints=checkpoints,
+      log=log,
+      display=display,
+      stop=stop,
+      device=device,
+      host={'engines': chosen},
+      peak_flops=peak_flops(capabilities.name, spec.precision.matmul),
+    ),
+    state,
+    progress,
+  )
+  log.close()
+  write_samples(workdir / 'samples.txt', state, spec, plain_numerics(engines), prepared.tokenizer)
+  result = _result(spec, curriculum, state, progress, prepared, chosen, capabilities, resumed_from)
+  _write_json(workdir / 'result.json', result)
+  write_report(workdir)
+  return result
+
+
+def _stages_from(curriculum: Curriculum, position: int) -> Iterator[Any]:
+  """The stage of every step that is left."""
+  while position < curriculum.total_tokens:
+    stage = curriculum.lookup(position)
+    yield stage
+    position += stage.spec.tokens_per_step
+
+
+def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
+  path = workdir / 'config.json'
+  if path.exists():
+    differing = differing_fields(json.loads(path.read_text()), to_dict(spec))
+    if differing:
+      raise ValueError(f'--workdir={workdir}: holds a run of another configuration; config.{"; config.".join(differing)}')
+  elif workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'--workdir={workdir}: is not a folder')
+  existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+  if not os.access(existing, os.W_OK):
+    raise ValueError(f'--workdir={workdir}: cannot be written (no permission in {existing})')
+
+
+def _set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.device:
+  if spec.training.threads:
+    torch.set_num_threads(spec.training.threads)
+  torch.use_deterministic_algorithms(spec.training.deterministic)
+  torch.backends.cuda.matmul.fp32_precision = 'tf32' if spec.precision.tf32 else 'ieee'
+  if capabilities.device == 'cuda' and spec.training.gpu_memory_gb:
+    share = spec.training.gpu_memory_gb * 1e9 / capabilities.memory_bytes
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+  return torch.device(capabilities.device)
+
+
+def _prepare(spec: ExperimentSpec, workdir: Path, display: Display) -> preparation.Prepared:
+  told: dict[str, float] = {}
+
+  def tell(phase: str, done: float, total: float | None) -> None:
+    now = time.perf_counter()
+    if now - told.get(phase, -10.0) >= 10.0:
+      told[phase] = now
+      display.message(f'{phase}: {done / total:.0%}' if total else f'{phase}: {done / 1e6:,.1f} MB')
+
+  folder = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
+  return preparation.prepare(spec.data, folder, tell)
+
+
+def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, engines, capabilities, resumed_from) -> dict:
+  result = {
+    'experiment': spec.name,
+    'val_bpb': progress.val_bpb,
+    'ppl_gpt2_equivalent': ppl_gpt2_equivalent(progress.val_bpb),
+    'val_bytes': int(prepared.validation.byte_counts.sum()),
+    'parameters': sum(p.numel() for p in state.params.values()),
+    'tokens': progress.tokens,
+    'bytes': progress.bytes,
+    'seconds': progress.seconds,
+    'seconds_training': progress.seconds_training,
+    'tokens_per_second': progress.tokens / progress.seconds_training,
+    'skipped_steps': progress.skipped_steps,
+    'stages': len(curriculum.stages),
+    'engines': engines,
+    'resumed_from': resumed_from,
+    'versions': {'torch': torch.__version__, **dict(capabilities.versions)},
+    'hardware': capabilities.name,
+  }
+  if spec.evaluation.xz_mark:
+    result |= xz_marks(prepared)
+  return result
+
+
+def _closing_lines(spec: ExperimentSpec, result: dict[str, Any], workdir: Path) -> Iterator[str]:
+  yield (
+    f'held out: {result["val_bpb"]:.4f} bits per byte, as a GPT-2 perplexity of {result["ppl_gpt2_equivalent"]:.1f}; '
+    f'{result["tokens"]:,} tokens in {result["seconds_training"]:.0f} s of training, {result["seconds"]:.0f} s in all'
+  )
+  if spec.evaluation.xz_mark:
+    yield (
+      f'xz -9e on the same text: {result["xz_bpb"]:.4f} bits per byte on its own, '
+      f'{result["xz_given_training_bpb"]:.4f} given the training text'
+    )
+  yield f'report: {workdir / "report.html"}'
+
+
+def _write_json(path: Path, value: Any) -> None:
+  beside = path.with_suffix('.json.tmp')
+  beside.write_text(json.dumps(value, indent=1) + '\n')
+  os.replace(beside, path)

@@ -1,0 +1,49 @@
+"""What a run will do, as rows of plain values: its stages and its parameters."""
+
+import math
+from typing import Any
+
+from yxanul.config.spec import ExperimentSpec
+from yxanul.optim.build import assign_groups
+from yxanul.planning.memory import stage_memory_rows
+from yxanul.training.curriculum import Curriculum, token_shares
+
+
+def stage_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
+  """One row a stage, as `reporting.tables.stage_table` takes them."""
+  curriculum, shares = Curriculum(spec), token_shares(spec.curriculum)
+  rows = []
+  for stage, memory in zip(curriculum.stages, stage_memory_rows(spec), strict=True):
+    rows.append(
+      {
+        'stage': stage.number,
+        'seq_len': stage.spec.seq_len,
+        'batch_size': stage.spec.batch_size,
+        'tokens_per_step': stage.spec.tokens_per_step,
+        'steps': stage.n_steps,
+        'tokens': stage.end_tokens - stage.start_tokens,
+        'share_start': sum(shares[: stage.index]),
+        'lr_scale': stage.spec.lr_scale,
+        'lr': spec.optimizer.peak_lr * stage.lr_factor,
+        'grad_clip': stage.spec.grad_clip,
+        'memory_bytes': memory['memory_bytes'],
+      }
+    )
+  return rows
+
+
+def parameter_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
+  """One row a parameter tensor, as `reporting.tables.parameter_table` takes them."""
+  shapes = spec.model.parameter_shapes()
+  groups = assign_groups(shapes, spec.optimizer.groups)
+  return [
+    {
+      'name': name,
+      'shape': shape,
+      'parameters': math.prod(shape),
+      'optimizer': groups[name].optimizer,
+      'weight_decay': groups[name].weight_decay,
+      'lr_multiplier': groups[name].lr_multiplier,
+    }
+    for name, shape in shapes.items()
+  ]
