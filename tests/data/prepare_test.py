@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,74 @@ def test_byte_counts_are_those_of_the_text(tmp_path_factory, make_spec, texts):
     ids = data.document(i)
     assert prepared.tokenizer.end_of_text_id not in ids
     assert prepared.tokenizer.token_bytes[ids].sum() == data.byte_counts[i]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'min_score': 9.0}, r"config.data.source: '.*' leaves no document to train on: 50 documents read \(50 score\)"),
+    ({'validation_fraction': 1e-9}, r"config.data.validation_fraction: 1e-09 of '.*' holds out no document: 50 documents"),
+    ({'min_document_tokens': 9999}, r"config.data.min_document_tokens: '.*' leaves nothing in train: none .*=9999"),
+    ({'source': '/no/such/file'}, "config.data.source: '/no/such/file' does not exist"),
+    ({'validation_source': '/no/such/file'}, "config.data.validation_source: '/no/such/file' does not exist"),
+    ({'tokenizer': TokenizerSpec(path='/no/such', vocab_size=600, transition_size=600)}, '/no/such'),
+    ({'tokenizer': TokenizerSpec(vocab_size=99999, transition_size=600)}, 'config.data.tokenizer.vocab_size: got 99999'),
+    ({'text_column': 'body'}, r"a.jsonl, line 1: no column 'body' \(data.text_column\); it has 'text', 'score'"),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, prose, make_spec, fields, message):
+  source = write_jsonl(tmp_path / 'a.jsonl', prose[:50], score=[1.0] * 50)
+  spec = make_spec(**({'source': source} | fields))
+  with pytest.raises(ValueError, match=message) as error:
+    prepare.prepare(spec, tmp_path / 'runs' / 'out')
+  assert '\n' not in str(error.value)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a.jsonl']
+
+
+def test_the_entries_of_a_tokenizer_have_to_fit(tmp_path, prose, make_spec):
+  spec = make_spec(write_jsonl(tmp_path / 'a.jsonl', prose[:50]))
+  small = dataclasses.replace(spec.tokenizer, vocab_size=599, transition_size=500)
+  with pytest.raises(ValueError, match=r"tokenizer.vocab_size: 602 entries in '.*', but the configuration has 601 in all"):
+    prepare.prepare(dataclasses.replace(spec, tokenizer=small), tmp_path / 'out')
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path, prose, make_spec):
+  (tmp_path / 'mine' / 'train').mkdir(parents=True)
+  source = write_jsonl(tmp_path / 'mine' / 'train' / 'a.jsonl', prose[:50])
+  with pytest.raises(ValueError, match=r'mine: holds something else \(train\), wants a directory of its own'):
+    prepare.prepare(make_spec(source), tmp_path / 'mine')
+  assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()] == ['mine/train/a.jsonl']
+
+
+def test_a_source_that_changes_before_a_killed_prepare_goes_on_is_refused(tmp_path, prose, make_spec, monkeypatch):
+  spec = make_spec(write_jsonl(tmp_path / 'a.jsonl', prose[:50]))
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare_encode, 'write_shards', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare(spec, tmp_path / 'out')
+  write_jsonl(tmp_path / 'a.jsonl', prose[:60])
+  with pytest.raises(ValueError, match=r"a.jsonl' changed since this was begun; prepare it in another directory"):
+    prepare.prepare(spec, tmp_path / 'out')
+  write_jsonl(tmp_path / 'a.jsonl', prose[:50])
+  assert prepare.prepare(spec, tmp_path / 'out').train.n_documents > 0
+
+
+def test_two_processes_at_once_prepare_once(tmp_path, prose, make_spec):
+  """As the ranks of one job do."""
+  spec = make_spec(write_jsonl(tmp_path / 'a.jsonl', prose))
+  with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: prepare.prepare(spec, tmp_path / 'out').train.manifest, range(4)))
+  assert found == [found[0]] * 4
+  assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['prepare.json', 'tokenizer', 'train', 'validation']
+
+
+def test_problems_are_counted_and_named_in_the_manifest(tmp_path, prose, make_spec):
+  source = write_jsonl(tmp_path / 'a.jsonl', prose[:100])
+  source.write_text(source.read_text() + '{"broken\n' * 1500)
+  prepared = prepare.prepare(make_spec(source, on_error='skip'), tmp_path / 'out')
+  problems = prepared.train.manifest['problems']
+  assert problems['counts'] == {'line': 1500}
+  assert len(problems['first']) == 1000
+  assert problems['first'][0].startswith(f'{source}, line 101: not JSON (')
+  with pytest.raises(ValueError, match=f'^{source}, line 101: not JSON'):
+    prepare.prepare(make_spec(source), tmp_path / 'other')

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
 
 _FREE_SETTINGS = ('directory', 'workers', 'on_error')  # may differ between two calls that prepare the same thing
+_OWN = ('work', 'train', 'validation')  # folders; and tokenizer/, unless somebody else put it there
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,23 +52,42 @@ def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) 
       settings (the differing fields are named), cannot be written, or its disk is full.
   """
   directory = Path(directory)
+  saved = _saved(spec, directory)
+  if saved and saved['done']:
+    return _open(directory, saved)
+  _parts(spec)  # what is missing is met before anything is written
+  made = [path for path in (directory, *directory.parents) if not path.exists()]
   try:
-    directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory):
       return _prepare(spec, directory, progress)
   except OSError as error:
     if error.errno in _NO_SPACE:
       raise ValueError(f'{directory}: no space left ({error.strerror}); make room and run it again, it goes on') from error
-    if (error.filename and Path(error.filename).is_relative_to(directory)) or isinstance(error, PermissionError):
+    if error.filename and Path(error.filename).is_relative_to(directory):
       raise ValueError(f'{error.filename}: cannot be written ({error.strerror})') from error
     raise
+  finally:
+    with contextlib.suppress(OSError):  # what is not empty stays
+      for path in made:
+        path.rmdir()
 
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-  with (directory / 'lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
-    yield
+  """One process at a time prepares in a directory; a lock ends with its process, however that ends."""
+  path = directory / 'lock'
+  while True:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = path.open('w')
+    fcntl.flock(file, fcntl.LOCK_EX)
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      break
+    file.close()  # whoever had it has removed it since
+  with file:
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
 
 
 def _settings(spec: DataSpec) -> dict[str, Any]:
@@ -74,26 +95,61 @@ def _settings(spec: DataSpec) -> dict[str, Any]:
   return json.loads(json.dumps(settings))
 
 
-def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
+def _saved(spec: DataSpec, directory: Path) -> dict[str, Any] | None:
+  """What `prepare.json` holds, None where there is none.
+
+  Raises:
+    ValueError: it was written for other settings.
+  """
   path = directory / 'prepare.json'
-  settings = _settings(spec)
-  saved = json.loads(path.read_text()) if path.exists() else None
-  if saved and (differing := differing_fields(saved['settings'], settings)):
+  if not path.exists():
+    return None
+  saved = json.loads(path.read_text(encoding='utf-8'))
+  if differing := differing_fields(saved['settings'], _settings(spec)):
     raise ValueError(f'{directory}: prepared with other settings ({"; ".join(f"data.{line}" for line in differing)})')
+  return saved
+
+
+def _open(directory: Path, saved: dict[str, Any]) -> Prepared:
+  tokenizer = tokenizers.load(directory / 'tokenizer')
+  train, validation = (shards.open(directory / split, tokenizer) for split in prepare_encode.SPLITS)
+  return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
+
+
+def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
+  saved = _saved(spec, directory)
   if not saved or not saved['done']:
     parts = _parts(spec)
     listing = [part.listing() for part in parts]
     if saved and saved['listing'] != listing:
       raise ValueError(f'{directory}: {spec.source!r} changed since this was begun; prepare it in another directory')
-    saved = saved or {'settings': settings, 'listing': listing, 'done': False, 'seconds': {}}
-    write_atomically(path, json.dumps(saved))
-    _work(spec, directory, parts, saved, progress)
-    write_atomically(path, json.dumps(saved | {'done': True}, indent=1))
+    saved = saved or _begin(directory, _settings(spec), listing)
+    try:
+      _work(spec, directory, parts, saved, progress)
+    except ValueError:
+      _discard(directory, saved)  # settings or source have to change, and then nothing of this is of use
+      raise
+    saved['done'] = True
+    write_atomically(directory / 'prepare.json', json.dumps(saved, indent=1))
   shutil.rmtree(directory / 'work', ignore_errors=True)
   (directory / 'encode.json').unlink(missing_ok=True)
-  tokenizer = tokenizers.load(directory / 'tokenizer')
-  train, validation = (shards.open(directory / split, tokenizer) for split in prepare_encode.SPLITS)
-  return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
+  return _open(directory, saved)
+
+
+def _begin(directory: Path, settings: dict, listing: list) -> dict[str, Any]:
+  if there := [name for name in _OWN if (directory / name).exists()]:
+    raise ValueError(f'{directory}: holds something else ({there[0]}), wants a directory of its own')
+  own = [*_OWN, *(() if (directory / 'tokenizer').exists() else ('tokenizer',))]
+  saved = {'settings': settings, 'listing': listing, 'done': False, 'seconds': {}, 'own': own}
+  write_atomically(directory / 'prepare.json', json.dumps(saved))
+  return saved
+
+
+def _discard(directory: Path, saved: dict[str, Any]) -> None:
+  for name in saved['own']:
+    shutil.rmtree(directory / name, ignore_errors=True)
+  for name in ('encode.json', 'prepare.json'):
+    (directory / name).unlink(missing_ok=True)
 
 
 def _parts(spec: DataSpec) -> list[sources.Source]:

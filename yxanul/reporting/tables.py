@@ -91,6 +91,19 @@ def stage_table(rows: list[Row]) -> Table:
   return _table(rows, columns, 'Curriculum', left=set(), total=total, gap=1)  # 80 columns hold it
 
 
+def corpus_table(rows: list[Row]) -> Table:
+  """Prepared text: 'split', 'source', 'documents', 'tokens', 'bytes', 'bytes_per_token'."""
+  columns: list[_Column] = [
+    ('split', 'split', _plain),
+    ('source', 'source', _plain),
+    ('documents', 'documents', '{:,}'.format),
+    ('tokens', 'tokens', numbers.count),
+    ('bytes', 'text', numbers.byte_size),
+    ('bytes_per_token', 'bytes\n/token', '{:.3f}'.format),
+  ]
+  return _table(rows, columns, 'Prepared text', left={'split', 'source'})
+
+
 def print_table(table: Table, console: Console | None = None) -> None:
   """Prints a table with no figure cut: prose wraps to the terminal, and one line holds a row when output is no terminal."""
   console = console or Console()
