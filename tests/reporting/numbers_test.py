@@ -38,7 +38,7 @@ def test_duration(value, text):
 
 
 @pytest.mark.parametrize(
-  ('value', 'text'), [(None, '–'), (6e-4, '6e-4'), (0.0012727, '1.27e-3'), (0.0, '0e0'), (12.5, '1.25e1')]
+  ('value', 'text'), [(None, '–'), (6e-4, '6e-4'), (0.0012727, '1.27e-3'), (0.0, '0'), (float('nan'), 'nan'), (12.5, '1.25e1')]
 )
 def test_rate(value, text):
   assert numbers.rate(value) == text

@@ -116,9 +116,14 @@ def test_text_of_the_run_is_escaped_and_nothing_is_loaded_or_executed(make_run):
   assert not re.search(r'https?:|//[a-z]|@import|url\((?!#)', found.source)
 
 
-def test_prompts_stand_out_where_a_line_starts_with_one(make_run):
-  source = page(make_run(samples='The history of it.\nNot The history of it.\n')).source
-  assert source.count('<mark>The history of</mark>') == source.count('<mark>') == 1
+def test_samples_stand_apart_and_their_prompts_out(make_run):
+  found = page(
+    make_run(samples='The history of it.\nNot The history of it.\n\n---\n\nOnce upon a time --- so\n\n---\n\nother\n')
+  )
+  assert found.tags.count('blockquote') == 3
+  assert re.findall('<mark>(.*?)</mark>', found.source) == ['The history of', 'Once upon a time']
+  assert 'The history of it.\nNot The history of it.' in found.text
+  assert 'Once upon a time --- so' in found.text
 
 
 def test_every_plot_is_there_marked_and_in_the_pages_own_colours(make_run):

@@ -60,6 +60,8 @@ def rate(value: float | None) -> str:
   """A learning rate or another small number, to three digits: 6e-4, 1.27e-3; '–' for None."""
   if value is None:
     return '–'
+  if value == 0 or not math.isfinite(value):
+    return f'{value:g}'
   mantissa, exponent = f'{value:.2e}'.split('e')
   return f'{float(mantissa):g}e{int(exponent)}'
 

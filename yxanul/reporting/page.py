@@ -73,6 +73,7 @@ figcaption i { display: inline-block; width: 14px; height: 3px; border-radius: 2
   vertical-align: middle; margin-right: 5px; }
 figcaption i.held { width: 8px; height: 8px; border-radius: 50%; background: var(--held); margin-left: 12px; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
+figure svg text[style*='--mark'] { paint-order: stroke; stroke: var(--surface); stroke-width: 3px; }
 figure svg text { font-family: var(--sans) !important; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; margin-top: 20px; background: var(--surface); border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; }
@@ -81,10 +82,10 @@ th { font-size: 12.5px; font-weight: 600; color: var(--muted); vertical-align: b
 tbody tr:last-child td { border-bottom: 0; }
 tfoot td { border-top: 2px solid var(--ink); border-bottom: 0; font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--surface); text-align: left; }
-td.best { color: var(--held); font-weight: 600; }
-.samples { margin-top: 20px; background: var(--surface); border: 1px solid var(--line); border-radius: 10px;
-  padding: 20px 24px;
+.samples { margin-top: 20px; background: var(--surface); border: 1px solid var(--line); border-radius: 10px; }
+.samples blockquote { margin: 0; padding: 18px 24px;
   font: 16.5px/1.6 var(--serif); white-space: pre-wrap; overflow-wrap: anywhere; }
+.samples blockquote + blockquote { border-top: 1px solid var(--line); }
 .samples mark { background: none; color: var(--held); font-weight: 600; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; margin-top: 20px; }
 .facts table, .config table { font-size: 14px; }
@@ -112,11 +113,11 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
   figcaption { padding: 0 4px; }
   th, td { padding: 7px 10px; }
   .ribbon { grid-template-columns: 1fr; gap: 4px; }
-  .samples { padding: 16px; font-size: 15.5px; }
+  .samples blockquote { padding: 16px; font-size: 15.5px; }
 }
 @media print {
   :root { --paper: #fff; --surface: #fff; }
-  figure, .wide, .samples { break-inside: avoid; }
+  figure, .wide, blockquote { break-inside: avoid; }
 }
 """
 
@@ -223,7 +224,11 @@ TEMPLATE = """\
 <h2>Samples</h2>
 <p>Written by the model at the end of the run; prompts are coloured.</p>
 <div class="samples">
-{%- for part in samples %}{% if part.prompt %}<mark>{{ part.text }}</mark>{% else %}{{ part.text }}{% endif %}{% endfor -%}
+{% for sample in samples %}
+<blockquote>
+{%- for part in sample %}{% if part.prompt %}<mark>{{ part.text }}</mark>{% else %}{{ part.text }}{% endif %}{% endfor -%}
+</blockquote>
+{% endfor %}
 </div>
 </section>
 {% endif %}

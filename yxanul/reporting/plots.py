@@ -137,6 +137,7 @@ def curve(
   held_out: tuple[Rows, str] | None = None,
   marks: Mapping[str, float] | None = None,
   log: bool = False,
+  from_zero: bool = False,
   write: Callable[[float], str] = '{:g}'.format,
 ) -> str:
   """A figure of the training lines over 'tokens' or 'seconds', stages marked.
@@ -145,6 +146,7 @@ def curve(
     held_out: evaluation lines and their key, drawn as points on top.
     marks: named horizontal lines.
     log: a logarithmic axis.
+    from_zero: the axis starts at zero.
     write: how a tick of the y axis is written.
   """
 
@@ -177,6 +179,8 @@ def curve(
         color=_STANDINS['mark'],
       )
     axes.margins(y=0.09)
+    if from_zero:
+      axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: write(v)))
     _x_axis(axes, x, end)
     _mark_stages(axes, stages, x, end)

@@ -207,7 +207,7 @@ def _speed_plots(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _optimizer_plots(run: RunFiles, stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   if not run.training:
     return []
-  rate = plots.curve(run.training, stages, 'tokens', 'lr', 'Learning rate over tokens', write=numbers.rate)
+  rate = plots.curve(run.training, stages, 'tokens', 'lr', 'Learning rate over tokens', write=numbers.rate, from_zero=True)
   norm = plots.curve(run.training, stages, 'tokens', 'grad_norm', 'Gradient norm over tokens', log=True)
   skipped = run.training[-1]['skipped_steps']
   return [
@@ -223,15 +223,17 @@ def _optimizer_plots(run: RunFiles, stages: Sequence[Mapping[str, Any]]) -> list
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _samples(run: RunFiles) -> list[dict[str, Any]]:
-  """samples.txt in parts, the configured prompts apart where a line starts with one."""
-  if not run.samples or not run.samples.strip():
-    return []
-  prompts = sorted((p for p in run.config['sample']['prompts'] if p.strip()), key=len, reverse=True)
-  if not prompts:
-    return [{'text': run.samples.strip(), 'prompt': False}]
-  pieces = re.split(f'^({"|".join(re.escape(p) for p in prompts)})', run.samples.strip(), flags=re.MULTILINE)
-  return [{'text': text, 'prompt': i % 2 == 1} for i, text in enumerate(pieces) if text]
+def _samples(run: RunFiles) -> list[list[dict[str, Any]]]:
+  """Every sample of samples.txt (they are apart by lines of three dashes) in parts: the prompt it starts with, and the rest."""
+  prompts = sorted((p.strip() for p in run.config['sample']['prompts'] if p.strip()), key=len, reverse=True)
+  found = []
+  for text in re.split(r'^---$', run.samples or '', flags=re.MULTILINE):
+    text = text.strip()
+    prompt = next((p for p in prompts if text.startswith(p)), '')
+    parts = [{'text': prompt, 'prompt': True}, {'text': text[len(prompt) :], 'prompt': False}]
+    if text:
+      found.append([part for part in parts if part['text']])
+  return found
 
 
 def _facts(run: RunFiles) -> list[dict[str, Any]]:

@@ -1,0 +1,35 @@
+"""python -m yxanul.tools.report: the page rebuilt, and one line for a mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from yxanul.config.convert import to_dict
+from yxanul.config.spec import ExperimentSpec
+
+
+def report(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, '-m', 'yxanul.tools.report', *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_it_writes_the_page_and_prints_where(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(to_dict(ExperimentSpec(name='begun', note='so far'))))
+  done = report(f'--workdir={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'{tmp_path / "report.html"}\n'
+  assert 'begun' in (tmp_path / 'report.html').read_text()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'problem'),
+  [
+    ([], 'error: --workdir: missing, wants the workdir of a run\n'),
+    (['--workdir=/nowhere/at/all'], 'error: /nowhere/at/all: not the workdir of a run, it has no config.json\n'),
+    (['--wrkdir=x'], "error: Unknown command line flag 'wrkdir'. Did you mean: workdir ?\n"),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, problem):
+  done = report(*arguments)
+  assert (done.returncode, done.stdout, done.stderr) == (2, '', problem)
