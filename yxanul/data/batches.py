@@ -20,6 +20,7 @@ import torch
 from yxanul.data.shards import Shards
 
 _EPOCHS_KEPT = 2  # a batch may reach from one into the next
+_LONG_TOKENS = 256  # on average: from here on, copying documents one by one is faster than gathering tokens
 _AHEAD = 3  # batches that wait for the step
 
 
@@ -77,7 +78,7 @@ class Stream:
     if len(self.shards.tokens) == 1:
       _gather(self.shards.tokens[0], starts, begins, ends, out)
       return
-    shard_numbers = np.searchsorted(self.shards.first_documents, documents, side='right') - 1
+    shard_numbers = self.shards.shard_numbers[documents]
     order = np.argsort(shard_numbers, kind='stable')
     for chosen in np.split(order, np.flatnonzero(np.diff(shard_numbers[order])) + 1):
       _gather(self.shards.tokens[shard_numbers[chosen[0]]], starts[chosen], begins[chosen], ends[chosen], out)
@@ -91,14 +92,19 @@ class Stream:
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
   """out[begins[i]:ends[i]] = tokens[starts[i]:...] for every i; by slices where they are long, at once where not."""
-  if len(out) > 256 * len(starts):
+  sizes = ends - begins
+  firsts = np.cumsum(sizes) - sizes
+  total = int(firsts[-1] + sizes[-1])
+  if total > _LONG_TOKENS * len(sizes):
     for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist(), strict=True):
       out[begin:end] = tokens[start : start + end - begin]
     return
-  sizes = ends - begins
-  steps = np.arange(sizes.sum())
-  firsts = np.cumsum(sizes) - sizes
-  out[np.repeat(begins - firsts, sizes) + steps] = tokens[np.repeat(starts - firsts, sizes) + steps]
+  steps = np.arange(total)
+  gathered = tokens[np.repeat(starts - firsts, sizes) + steps]
+  if total == len(out):  # one shard: what is gathered is in its place
+    out[:] = gathered
+  else:
+    out[np.repeat(begins - firsts, sizes) + steps] = gathered
 
 
 class Loader:

@@ -70,16 +70,15 @@ class Shards:
     return np.concatenate(self._arrays('sources'))
 
   @cached_property
-  def first_documents(self) -> np.ndarray:
-    """The number of each shard's first document, int64 (shards,)."""
-    counts = np.array([shard['documents'] for shard in self.manifest['shards']], np.int64)
-    return np.cumsum(counts) - counts
+  def shard_numbers(self) -> np.ndarray:
+    """The shard that each document is in, in as few bytes as hold it (n_documents,)."""
+    counts = [shard['documents'] for shard in self.manifest['shards']]
+    return np.repeat(np.arange(len(counts), dtype=np.min_scalar_type(len(counts))), counts)
 
   def document(self, number: int) -> np.ndarray:
     """The tokens of one document, without the end-of-text token."""
-    shard = np.searchsorted(self.first_documents, number, side='right') - 1
     start = self.starts[number]
-    return self.tokens[shard][start : start + self.lengths[number] - 1]
+    return self.tokens[self.shard_numbers[number]][start : start + self.lengths[number] - 1]
 
 
 def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Shards:
