@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,19 @@ _Pairs = list[tuple[str, str]]
 
 def _silent(step: str, done: int, total: int | None) -> None:
   pass
+
+
+def _throttled(progress: Progress) -> Progress:
+  """At most ten calls a second, and always the last of a step."""
+  last = 0.0
+
+  def call(step: str, done: int, total: int | None) -> None:
+    nonlocal last
+    if done == total or time.monotonic() - last >= 0.1:
+      progress(step, done, total)
+      last = time.monotonic()
+
+  return call
 
 
 def train(
@@ -60,7 +74,7 @@ def train(
   finished = folder / f'trained-{_key(source, dataclasses.asdict(spec))}'
   if finished.exists():
     return tokenizer_lib.load(str(folder), spec.special_tokens)
-  finished_before = list(folder.glob('trained-*'))
+  progress = _throttled(progress)
   work = folder / f'stages-{_key(source, spec.sample_bytes)}'
   work.mkdir(exist_ok=True)
   words = work / f'words-{spec.transition_size}.json'
@@ -74,7 +88,7 @@ def train(
     vocabulary, merges = _learn_superwords(encoded, vocabulary, merges, spec, progress)
   splits = tokenizer_lib.superword_splits if spec.vocab_size > spec.transition_size else tokenizer_lib.word_splits
   tokenizer = tokenizer_lib.build(vocabulary, [tuple(merge) for merge in merges], splits(), spec.special_tokens)
-  for old in finished_before:
+  for old in folder.glob('trained-*'):
     old.unlink()
   tokenizer.save(folder)
   _write(finished, json.dumps(dataclasses.asdict(spec), indent=2))

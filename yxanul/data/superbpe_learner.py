@@ -14,8 +14,8 @@ How it stays fast and small, with no approximation:
 - The text is one array of token ids that is merged in place, at 4 bytes a token. A token that covers n >= 2 places keeps
   -1-n in its second and in its last place, so both neighbours are found without links. -1 parts sequences (documents,
   groups of digits). A second array, 4 bytes a token too, holds the number of the followed pair that starts at a place.
-- Each followed pair has the list of its places. Places where the pair no longer is are skipped: the second array says so.
-  A merge makes pairs of its own new token only, so they are counted in two arrays as long as the vocabulary.
+- Each followed pair has the list of its places, 8 bytes each. Places where the pair no longer is are skipped, which the
+  second array tells. A merge makes pairs of its own new token only: they are counted in two arrays as long as the vocabulary.
 - Counts only fall once a pair is known, so a heap whose entries are corrected when they come up gives the highest.
 """
 
@@ -257,7 +257,7 @@ def _round(
       sizes.append(int(slot_counts[slot]))
   heapq.heapify(heap)
   starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
-  pairs, listed = np.empty(tokens.size, np.int32), np.empty(starts[-1], np.int32)
+  pairs, listed = np.empty(tokens.size, np.int32), np.empty(starts[-1], np.int64)
   _index(tokens, counters, floor, keys, pair_of_slot, pairs, starts.copy(), listed)
   del counters, keys, slot_counts, pair_of_slot
   places: list[np.ndarray | None] = [listed[begin:end] for begin, end in itertools.pairwise(starts.tolist())]
@@ -294,7 +294,7 @@ def _round(
     if new:
       if len(places) + len(new) > counts.size:
         counts = np.concatenate([counts, np.zeros(counts.size + len(new), np.int32)])
-      listed = np.empty(total, np.int32)
+      listed = np.empty(total, np.int64)
       _follow(tokens, pairs, at, z, number, cursor, listed)
       for left, right, begin, end in new:
         counts[len(places)] = end - begin

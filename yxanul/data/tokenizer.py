@@ -167,7 +167,7 @@ def _with_special(inner: tokenizers.Tokenizer, special_tokens: Sequence[str]) ->
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load(path: str, special_tokens: Sequence[str] | None = None) -> Tokenizer:
+def load(path: str | Path, special_tokens: Sequence[str] | None = None) -> Tokenizer:
   """Loads a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a hub name.
 
   Args:
@@ -185,8 +185,8 @@ def load(path: str, special_tokens: Sequence[str] | None = None) -> Tokenizer:
     files = {name: folder / name for name in _FILES if (folder / name).is_file()}
     if where.is_file():
       files['tokenizer.json'] = where
-  elif _HUB_NAME.fullmatch(path):
-    files = _from_hub(path)
+  elif _HUB_NAME.fullmatch(str(path)):
+    files = _from_hub(str(path))
   else:
     raise ValueError(f'tokenizer {path}: no such file or folder')
   try:
