@@ -18,6 +18,7 @@ setup(
     'absl-py>=2.1',
     'datasets>=3.0',
     'einops>=0.8',
+    'jinja2>=3.1',
     'matplotlib>=3.8',
     'ml-collections>=1.0',
     'numba>=0.61',

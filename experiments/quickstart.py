@@ -16,7 +16,7 @@ from yxanul.config.convert import default_config
 from yxanul.config.variants import parse_variant
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-TOKENS_PER_STEP = 2048
+TOKENS_PER_STEP = 768  # divides by every length
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

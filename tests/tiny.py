@@ -1,0 +1,67 @@
+"""A run that takes seconds: quickstart's data and stages with a model of a few thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from yxanul.config import registry
+from yxanul.config.convert import from_config
+from yxanul.config.spec import ExperimentSpec
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CLOCK_FIELDS = ('seconds', 'seconds_training', 'tokens_per_second', 'bytes_per_second', 'mfu')
+FIELDS = {
+  'model.vocab_size': 512,
+  'data.tokenizer.vocab_size': 511,
+  'data.tokenizer.transition_size': 400,
+  'model.d_model': 32,
+  'model.n_layers': 2,
+  'model.n_heads': 4,
+  'model.head_dim': 8,
+  'model.d_hidden': 48,
+  'model.embedding_rank': 16,
+  'model.init_std': 0.1,
+  'curriculum.budget_tokens': 60_000,
+  'training.threads': 1,
+  'training.log_every_steps': 3,
+  'evaluation.max_tokens': 4000,
+  'sample.tokens': 8,
+}
+
+
+def flags(**more) -> list[str]:
+  """The command-line overrides; keyword `a__b` is the field a.b."""
+  fields = FIELDS | {name.replace('__', '.'): value for name, value in more.items()}
+  return ['--config=experiments/quickstart.py', *(f'--config.{name}={value}' for name, value in fields.items())]
+
+
+def spec(**more) -> ExperimentSpec:
+  config = registry.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
+  config.update_from_flattened_dict(FIELDS | {name.replace('__', '.'): value for name, value in more.items()})
+  return from_config(config)
+
+
+def main(*arguments: str, **more) -> subprocess.Popen:
+  """`python -m yxanul.main` in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'yxanul.main', *arguments],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
+    **more,
+  )
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+  output, _ = process.communicate(timeout=timeout)
+  return process.returncode, output
+
+
+def metrics(workdir: Path) -> list[dict]:
+  """The lines of metrics.jsonl without what a clock wrote."""
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]

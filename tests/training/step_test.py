@@ -1,0 +1,133 @@
+"""The training step: pure at its seam, deterministic, whole."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests import tiny
+from yxanul.kernels import fp8
+from yxanul.kernels.capabilities import Engines
+from yxanul.optim.build import build
+from yxanul.training.state import flatten, init_state
+from yxanul.training.step import Text, calibrate, is_fp8, make_eval_step, make_train_step
+
+FP32 = Engines('fp32', 'sdpa', 'chunked')
+FP8 = Engines('reference', 'sdpa', 'chunked')
+TEXT = Text(511, torch.arange(512, dtype=torch.int32) % 7)
+ENGINES = pytest.mark.parametrize('engines', [FP32, FP8], ids=['fp32', 'fp8 reference'])
+
+
+def make(engines=FP32, stage_index=3):
+  spec = tiny.spec(precision__matmul='fp8' if is_fp8(engines) else 'fp32')
+  stage = spec.curriculum.stages[stage_index]
+  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  fp8_state = fp8.init(spec.model, spec.precision) if is_fp8(engines) else {}
+  state = init_state(spec, optimizer, fp8_state, torch.device('cpu'))
+  tokens = torch.randint(0, 512, (stage.tokens_per_step + 1,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+  tokens[5] = tokens[40] = 511
+  if is_fp8(engines):
+    state = calibrate(state, tokens, stage, spec, engines, TEXT)
+  step = make_train_step(spec, stage, optimizer, engines, TEXT)
+  return spec, stage, state, step, tokens
+
+
+def clone(state):
+  return torch.utils._pytree.tree_map(lambda x: x.clone(), state)
+
+
+def rates(lr=1e-3, max_norm=1.0):
+  return torch.tensor(lr), torch.tensor(max_norm)
+
+
+@ENGINES
+def test_same_state_and_batch_twice_is_bitwise_the_same(engines):
+  *_, state, step, tokens = make(engines)
+  results = []
+  for _ in range(2):
+    s = clone(state)
+    for _ in range(3):
+      s, m = step(s, tokens, *rates())
+    results.append((flatten(s), m))
+  (a, m), (b, n) = results
+  assert all(torch.equal(a[k], b[k]) for k in a)
+  assert all(torch.equal(x, y) for x, y in zip(m, n, strict=True))
+
+
+@ENGINES
+def test_the_loss_falls_on_a_batch_seen_again(engines):
+  *_, state, step, tokens = make(engines)
+  losses = []
+  for _ in range(15):
+    state, m = step(state, tokens, *rates(3e-3))
+    losses.append(m.loss.item())
+  assert losses[0] == pytest.approx(math.log(512), abs=0.3)
+  assert losses[-1] < losses[0] - 0.3
+  assert int(state.step) == 15
+  assert int(state.data_state) == 15 * (len(tokens) - 1)
+
+
+def test_metrics_count_what_they_say():
+  spec, stage, state, step, tokens = make()
+  targets = tokens[1:]
+  evaluate = make_eval_step(spec, stage.seq_len, FP32, TEXT)
+  counts = (targets != 511).view(-1, stage.seq_len)
+  nats = evaluate(state.params, tokens, counts)
+  everything = evaluate(state.params, tokens, torch.ones_like(counts))
+  _, m = step(state, tokens, *rates())
+  assert m.bytes.item() == sum(int(t) % 7 for t in targets.tolist())
+  assert m.nats.item() == pytest.approx(nats.item(), rel=1e-6)
+  assert m.nats < everything
+  assert m.loss.item() == pytest.approx(everything.item() / len(targets), rel=1e-5)
+  assert m.skipped == 0
+
+
+@ENGINES
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(engines):
+  *_, state, step, tokens = make(engines)
+  state, _ = step(state, tokens, *rates())
+  broken = clone(state)
+  broken.params['final_norm.weight'].fill_(1e38)  # finite itself, but no logit is
+  before = flatten(clone(broken))
+  after, m = step(broken, tokens, *rates())
+  assert m.skipped == 1
+  after = flatten(after)
+  for path, leaf in before.items():
+    if path == 'step':
+      assert after[path] == leaf + 1
+    elif path == 'data_state':
+      assert after[path] == leaf + len(tokens) - 1
+    else:
+      assert torch.equal(after[path], leaf), path
+
+
+def test_clipping_limits_the_gradient_that_the_optimizer_sees():
+  *_, state, step, tokens = make()
+  a, m = step(clone(state), tokens, *rates(max_norm=1e9))
+  b, n = step(clone(state), tokens, *rates(max_norm=m.grad_norm.item() / 2))
+  assert torch.equal(m.grad_norm, n.grad_norm)
+  first = [s.opt_state[1]['first']['final_norm.weight'] for s in (a, b)]
+  torch.testing.assert_close(first[1], first[0] / 2)
+
+
+def test_calibration_keeps_gradients_from_underflowing():
+  """With scales of 1 the gradients of a mean over many tokens round to zero in E5M2; calibrated ones do not."""
+  spec, stage, state, *_ = make(FP8)
+  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  blind = init_state(spec, optimizer, fp8.init(spec.model, spec.precision), torch.device('cpu'))
+  many = dataclasses.replace(stage, batch_size=64 * stage.batch_size)
+  long = torch.randint(0, 511, (many.tokens_per_step + 1,), dtype=torch.int32)
+  names = [f'blocks.{name}.weight' for name in ('qkv', 'attention_out', 'gate_up', 'down')]
+  for start, zero in ((blind, True), (calibrate(clone(state), long, many, spec, FP8, TEXT), False)):
+    after, _ = make_train_step(spec, many, optimizer, FP8, TEXT)(clone(start), long, *rates())
+    shares = [(after.opt_state[1]['first'][name] == 0).float().mean().item() for name in names]
+    # 65,536 tokens: against 2^-17, half of E5M2's least value, most gradients are nothing.
+    assert (max(shares) > 0.3) is zero, shares
+
+
+@pytest.mark.parametrize('stage_index', range(10))
+def test_every_stage_has_a_step(stage_index):
+  *_, state, step, tokens = make(stage_index=stage_index)
+  _, m = step(state, tokens, *rates())
+  assert math.isfinite(m.loss.item())
