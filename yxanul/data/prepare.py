@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from yxanul.config.convert import differing_fields, to_dict
 from yxanul.config.spec import DataSpec
-from yxanul.data import prepare_encode, prepare_select, shards, sources, superbpe
+from yxanul.data import prepare_encode, prepare_select, shards, sources, sources_hub, superbpe
 from yxanul.data import tokenizer as tokenizers
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
@@ -127,11 +128,13 @@ def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
     try:
       _work(spec, directory, parts, saved, progress)
     except ValueError:
-      _discard(directory, saved)  # settings or source have to change, and then nothing of this is of use
+      # Settings or source have to change, and then nothing of this is of use but what came from the hub.
+      _discard(directory, saved)
       raise
     saved['done'] = True
     write_atomically(directory / 'prepare.json', json.dumps(saved, indent=1))
-  shutil.rmtree(directory / 'work', ignore_errors=True)
+  for name in ('work', 'fetched'):
+    shutil.rmtree(directory / name, ignore_errors=True)
   (directory / 'encode.json').unlink(missing_ok=True)
   return _open(directory, saved)
 
@@ -154,8 +157,24 @@ def _discard(directory: Path, saved: dict[str, Any]) -> None:
 
 def _parts(spec: DataSpec) -> list[sources.Source]:
   """The sources in the order they are read: text that is held out as it is comes first."""
-  parts = [sources.find(spec.validation_source, 'data.validation_source')] if spec.validation_source else []
-  return [*parts, sources.find(spec.source)]
+  named = {'data.validation_source': spec.validation_source} if spec.validation_source else {}
+  named |= {'data.source': spec.source}
+  return [sources.Source(name) if sources.is_hub_name(name) else sources.find(name, field) for field, name in named.items()]
+
+
+def _fetch(spec: DataSpec, directory: Path, parts: list[sources.Source], progress: Progress) -> tuple[list, dict, dict]:
+  """The sources with what is on the hub made local; documents dropped and problems met on the way."""
+  dropped, problems = {}, {'counts': {}, 'first': []}
+  local = []
+  for i, part in enumerate(parts):
+    if sources.is_hub_name(part.name):
+      fetched = sources_hub.Fetched(directory / 'fetched' / str(i), part.name, spec, is_held_out=i < len(parts) - 1)
+      part = fetched.fetch(progress)
+      dropped = Counter(dropped) + Counter(fetched.state['dropped'])
+      problems['counts'] = Counter(problems['counts']) + Counter(fetched.state['problems']['counts'])
+      problems['first'] += fetched.state['problems']['first']
+    local.append(part)
+  return local, dict(dropped), problems | {'counts': dict(problems['counts'])}
 
 
 def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: dict, progress: Progress) -> None:
@@ -169,8 +188,10 @@ def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: d
     saved['seconds'][phase] = round(seconds, 3)
     write_atomically(directory / 'prepare.json', json.dumps(saved))
 
+  with timed('fetch'):
+    parts, dropped, problems = _fetch(spec, directory, parts, progress)
   with timed('select'):
-    selection = prepare_select.select(parts, spec, directory / 'work', progress)
+    selection = prepare_select.select(parts, spec, directory / 'work', dropped, problems, progress)
   with timed('tokenizer'):
     source = hashlib.sha256(json.dumps([saved['settings'], saved['listing']]).encode()).hexdigest()
     tokenizer = _tokenizer(spec, directory / 'tokenizer', parts, selection, progress, source)

@@ -4,6 +4,7 @@ It runs before anything slow, so that an empty corpus or an unreadable file is m
 tokenizing; reading the text again later costs a few per cent of the time that tokenizing takes.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,14 +16,13 @@ from yxanul.config.spec import DataSpec
 from yxanul.data import filters, sources
 from yxanul.data.deduplicate import DIGEST_BYTES, DigestSet, digest, unit_interval
 from yxanul.data.prepare_journal import Journal
-from yxanul.data.sources_document import START, Document, Problem, Report, stop
+from yxanul.data.sources_document import START, Document, Report, note, stop
 
 Progress = Callable[[str, float, float | None], None]  # phase, done, of how much (None: not known)
 DECISIONS = ('train', 'validation', filters.EMPTY, filters.SCORE, filters.LANGUAGE, filters.SHORT, 'duplicate')
 TRAIN, VALIDATION, DUPLICATE = (DECISIONS.index(name) for name in ('train', 'validation', 'duplicate'))
 COMMIT_SECONDS = 5.0
 _LOOK_EVERY = 256  # documents, at the clock
-_NAMED_PROBLEMS = 1000  # beyond them problems are only counted
 
 
 def silent(phase: str, done: float, total: float | None) -> None:
@@ -32,16 +32,16 @@ def silent(phase: str, done: float, total: float | None) -> None:
 class Selection:
   """The decisions, and what they add up to. `state['counts']` has the documents of each decision."""
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Path, dropped: dict[str, int], problems: dict):
     self._journal = Journal(folder, 'select')
     self._path = folder / 'decisions'
     self.state = self._journal.state or {
       'part': 0,
       'cursor': START,
       'read': 0,
-      'counts': dict.fromkeys(DECISIONS, 0),
+      'counts': dict.fromkeys(DECISIONS, 0) | dropped,
       'bytes': {'train': 0, 'validation': 0},
-      'problems': {'counts': {}, 'first': []},
+      'problems': problems,
       'done': False,
     }
 
@@ -64,12 +64,6 @@ class Selection:
     path = self._path.with_name('digests')
     return path.read_bytes() if self.state['read'] else b''
 
-  def note(self, problem: Problem) -> None:
-    counts, first = self.state['problems']['counts'], self.state['problems']['first']
-    counts[problem.kind] = counts.get(problem.kind, 0) + 1
-    if len(first) < _NAMED_PROBLEMS:
-      first.append(str(problem))
-
 
 def read(
   parts: list[sources.Source], spec: DataSpec, part: int = 0, cursor: tuple = START, report: Report = stop
@@ -80,8 +74,12 @@ def read(
       yield number, document
 
 
-def select(parts: list[sources.Source], spec: DataSpec, folder: Path, progress: Progress) -> Selection:
+def select(
+  parts: list[sources.Source], spec: DataSpec, folder: Path, dropped: dict[str, int], problems: dict, progress: Progress
+) -> Selection:
   """Decides on every document of `parts`; goes on where an earlier call in the same folder was killed.
+
+  `dropped` and `problems` are what fetching from the hub has met already.
 
   A document of `data.validation_source` is held out as it is: only emptiness and an exact copy drop it. Since it is read
   first, a copy of it in `data.source` is a duplicate, and never trained on.
@@ -89,7 +87,7 @@ def select(parts: list[sources.Source], spec: DataSpec, folder: Path, progress: 
   Raises:
     ValueError: something cannot be read and `on_error` is 'stop'; nothing is left to train or to evaluate on.
   """
-  selection = Selection(folder)
+  selection = Selection(folder, dropped, problems)
   state = selection.state
   if not state['done']:
     try:
@@ -118,7 +116,7 @@ def _decide(selection: Selection, parts: list[sources.Source], spec: DataSpec, p
     digests.clear()
     selection.commit()
 
-  report = stop if spec.on_error == 'stop' else selection.note
+  report = stop if spec.on_error == 'stop' else functools.partial(note, problems=state['problems'])
   for part, document in read(parts, spec, state['part'], state['cursor'], report):
     is_held_out = part < len(parts) - 1
     decision = filters.rejects(document, spec, is_held_out)
@@ -150,7 +148,7 @@ def has_own_validation(parts: list[sources.Source]) -> bool:
 
 def _check_not_empty(state: dict, spec: DataSpec) -> None:
   dropped = ', '.join(f'{state["counts"][name]} {name}' for name in DECISIONS if state['counts'][name])
-  read = f'{state["read"]} documents read' + (f' ({dropped})' if dropped else '')
+  read = f'{sum(state["counts"].values())} documents read' + (f' ({dropped})' if dropped else '')
   if problems := sum(state['problems']['counts'].values()):
     read += f', {problems} problems, the first {state["problems"]["first"][0]}'
   if not state['counts']['train']:

@@ -1,7 +1,7 @@
 """Where text comes from: local files, folders and globs, a dataset on the hub, or the prose every CPython carries.
 
   PATH or GLOB     .parquet, .jsonl and .txt, the last two also as .gz, .zst or .xz; a folder means all of these in it
-  OWNER/NAME       a dataset on the Hugging Face hub, with :CONFIG and @REVISION where it has them
+  OWNER/NAME       a dataset on the Hugging Face hub, with :CONFIG, @REVISION and #SPLIT where wanted
   python-docs      `pydoc_data.topics`
 
 Files are read in the order of their paths, so the order of documents is the same whenever it is read.
@@ -18,7 +18,7 @@ from yxanul.data import python_docs, sources_files
 from yxanul.data.sources_document import START, Cursor, Document, Report, stop
 
 PYTHON_DOCS = 'python-docs'
-_HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?(@[\w./-]+)?')
+_HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?(@[\w./-]+)?(#[\w.-]+)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,9 @@ def find(source: str, field: str = 'data.source') -> Source:
     return Source(PYTHON_DOCS)
   path = Path(source).expanduser()
   if path.is_dir():
-    found = sorted(p for p in path.rglob('*') if not p.is_dir() and not any(x.startswith('.') for x in p.relative_to(path).parts))
+    found = sorted(
+      p for p in path.rglob('*') if not p.is_dir() and not any(x.startswith('.') for x in p.relative_to(path).parts)
+    )
   elif path.exists():
     found = [path]
   elif glob.has_magic(source):

@@ -8,6 +8,7 @@ from yxanul.config.spec import DataSpec
 
 Cursor = tuple[int, int, int]  # file, byte offset in it once decompressed, rows (or lines, or pieces) read of it
 START: Cursor = (0, 0, 0)
+NAMED_PROBLEMS = 1000  # beyond them problems are only counted
 
 
 class Document(NamedTuple):
@@ -44,6 +45,13 @@ def stop(problem: Problem) -> None:
     ValueError: always, in one line.
   """
   raise ValueError(str(problem))
+
+
+def note(problem: Problem, problems: dict[str, Any]) -> None:
+  """Adds to `problems`, {'counts': {kind: n}, 'first': [lines]}: the report of `on_error='skip'`, for the manifest."""
+  problems['counts'][problem.kind] = problems['counts'].get(problem.kind, 0) + 1
+  if len(problems['first']) < NAMED_PROBLEMS:
+    problems['first'].append(str(problem))
 
 
 def wanted_columns(spec: DataSpec) -> tuple[str, ...]:
