@@ -15,7 +15,8 @@ def tensors(seed: int):
   up = torch.randn(2 * F, D, generator=g) * 0.1
   down = torch.randn(D, F, generator=g) * 0.1
   dy = torch.randn(4, N // 4, 2 * F, generator=g)
-  return (t.requires_grad_() for t in (x, gain, up, down)), dy
+  delta = torch.randn(4, N // 4, D, generator=g)
+  return (t.requires_grad_() for t in (x, delta, gain, up, down)), dy
 
 
 def scales(*shape: int) -> torch.Tensor:
@@ -37,36 +38,40 @@ def assert_close(got, wants, tolerance: float):
 
 @pytest.mark.parametrize('recipe', ['delayed', 'current'])
 @pytest.mark.parametrize('engine', ['reference', 'calibrate', 'fp32'])
-def test_norm_linear_is_norm_then_linear(engine, recipe):
-  (x, gain, up, _), dy = tensors(0)
+@pytest.mark.parametrize('with_delta', [False, True])
+def test_norm_linear_is_norm_then_linear(engine, recipe, with_delta):
+  (x, delta, gain, up, _), dy = tensors(0)
   amax, wants_amax = torch.zeros(3), torch.zeros(3)
-  got = gradients(fp8_fused.norm_linear(x, gain, up, scales(), amax, engine, EPS, recipe), (x, gain, up), dy)
-  y = fp8.linear(norm.rms_norm(x, gain, EPS), up, None, scales(), wants_amax, engine, recipe)
+  inputs = (x, delta, gain, up) if with_delta else (x, gain, up)
+  delta = delta if with_delta else None
+  got = gradients(fp8_fused.norm_linear(x, delta, gain, up, scales(), amax, engine, EPS, recipe), inputs, dy)
+  stream = x + delta if with_delta else x
+  y = fp8.linear(norm.rms_norm(stream, gain, EPS), up, None, scales(), wants_amax, engine, recipe)
   # All in float32: the fused and the separate norm differ in the last bit, which now and then moves an FP8 rounding.
-  assert_close(got, gradients((y, x), (x, gain, up), dy), 1e-3)
+  assert_close(got, gradients((y, stream), inputs, dy), 1e-3)
   torch.testing.assert_close(amax, wants_amax)
 
 
 @pytest.mark.parametrize('recipe', ['delayed', 'current'])
 @pytest.mark.parametrize('engine', ['reference', 'calibrate', 'fp32'])
 def test_norm_mlp_is_its_pieces(engine, recipe):
-  (x, gain, up, down), dy = tensors(1)
+  (x, delta, gain, up, down), dy = tensors(1)
   amax, wants_amax, scale = torch.zeros(2, 3), torch.zeros(2, 3), scales(2)
-  inputs = (x, gain, up, down)
-  got = gradients(fp8_fused.norm_mlp(x, gain, up, down, scale, amax, engine, EPS, recipe), inputs, dy)
-  h = fp8.linear(norm.rms_norm(x, gain, EPS), up, None, scale[0], wants_amax[0], engine, recipe)
+  inputs = (x, delta, gain, up, down)
+  got = gradients(fp8_fused.norm_mlp(x, delta, gain, up, down, scale, amax, engine, EPS, recipe), inputs, dy)
+  h = fp8.linear(norm.rms_norm(x + delta, gain, EPS), up, None, scale[0], wants_amax[0], engine, recipe)
   y = fp8.linear(norm.swiglu(h), down, None, scale[1], wants_amax[1], engine, recipe)
-  assert_close(got, gradients((y, x), inputs, dy), 2e-3)
+  assert_close(got, gradients((y, x + delta), inputs, dy), 2e-3)
   torch.testing.assert_close(amax, wants_amax, rtol=1e-3, atol=0)
 
 
 @torch.no_grad()
 def test_without_gradients_only_the_forward_pass_is_computed():
-  (x, gain, up, down), _ = tensors(2)
+  (x, delta, gain, up, down), _ = tensors(2)
   amax = torch.zeros(2, 3)
-  y, same = fp8_fused.norm_mlp(x, gain, up, down, scales(2), amax, 'reference', EPS)
-  assert torch.equal(same, x)
+  y, stream = fp8_fused.norm_mlp(x, delta, gain, up, down, scales(2), amax, 'reference', EPS)
+  assert torch.equal(stream, x + delta)
   assert y.shape == x.shape
   assert torch.count_nonzero(amax[:, 2]) == 0
-  z, _ = fp8_fused.norm_linear(x, gain, up, scales(), amax[0], 'reference', EPS)
+  z, _ = fp8_fused.norm_linear(x, None, gain, up, scales(), amax[0], 'reference', EPS)
   assert z.shape == (*x.shape[:-1], 2 * F)

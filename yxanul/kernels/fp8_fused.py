@@ -2,8 +2,9 @@
 
 At d_model 768 the casts around FP8 products cost about as much as the products (measured on an H200), unless what
 produces a tensor also casts it: then the normed input and the SwiGLU output are never written in BF16, nor are the two
-halves of SwiGLU's gradient. Both functions also hand x back: its second use, the residual connection, is then known to the
-backward pass, which adds the two gradients of x inside the kernel of the norm.
+halves of SwiGLU's gradient. Both functions also take over the residual connections: forward they add what the sublayer before
+returned (`delta`) to the stream, inside the norm, and hand the sum on; backward they add the gradient that reaches the stream
+past the norm, inside the norm's own.
 
 Shapes: N tokens, D model width, O output width, F hidden width, U = 2F gate and up side by side.
 """
@@ -19,6 +20,7 @@ _UNFUSED = ('calibrate', 'bf16', 'fp32')
 
 def norm_linear(
   x_ND: Tensor,
+  delta_ND: Tensor | None,
   gain_D: Tensor,
   weight_OD: Tensor,
   scale_3: Tensor,
@@ -27,18 +29,24 @@ def norm_linear(
   eps: float,
   recipe: str = 'delayed',
 ) -> tuple[Tensor, Tensor]:
-  """RMSNorm(x) W^T, and x for the residual connection. Arguments as in `fp8.linear`, without bias.
+  """RMSNorm(x + delta) W^T, and x + delta. Arguments as in `fp8.linear`, without bias.
+
+  Args:
+    x_ND: the residual stream, (..., D).
+    delta_ND: what the sublayer before adds to it; None in front of the first.
 
   Returns:
-    (..., O) in x's dtype; x itself, to be used from here on in place of the argument.
+    (..., O) in x's dtype; the residual stream, to be used from here on.
   """
   if engine in _UNFUSED or recipe == 'current':
+    x_ND = x_ND if delta_ND is None else x_ND + delta_ND
     return fp8.linear(norm.rms_norm(x_ND, gain_D, eps), weight_OD, None, scale_3, amax_3, engine, recipe), x_ND
-  return _NormLinear.apply(x_ND, gain_D, weight_OD, scale_3, amax_3, fp8.load(engine), eps, torch.is_grad_enabled())
+  return _NormLinear.apply(x_ND, delta_ND, gain_D, weight_OD, scale_3, amax_3, fp8.load(engine), eps, torch.is_grad_enabled())
 
 
 def norm_mlp(
   x_ND: Tensor,
+  delta_ND: Tensor | None,
   gain_D: Tensor,
   up_weight_UD: Tensor,
   down_weight_DF: Tensor,
@@ -48,35 +56,37 @@ def norm_mlp(
   eps: float,
   recipe: str = 'delayed',
 ) -> tuple[Tensor, Tensor]:
-  """SwiGLU(RMSNorm(x) W_up^T) W_down^T, and x for the residual connection. Arguments as in `fp8.linear`, without biases.
+  """SwiGLU(RMSNorm(x + delta) W_up^T) W_down^T, and x + delta. Arguments as in `norm_linear`.
 
   Args:
     scale_23, amax_23: those of `up`, then of `down`.
 
   Returns:
-    (..., D) in x's dtype; x itself, to be used from here on in place of the argument.
+    (..., D) in x's dtype, which is the stream's next delta; the residual stream, to be used from here on.
   """
   if engine in _UNFUSED or recipe == 'current':
+    x_ND = x_ND if delta_ND is None else x_ND + delta_ND
     h_NU = fp8.linear(norm.rms_norm(x_ND, gain_D, eps), up_weight_UD, None, scale_23[0], amax_23[0], engine, recipe)
     return fp8.linear(norm.swiglu(h_NU), down_weight_DF, None, scale_23[1], amax_23[1], engine, recipe), x_ND
   engine = fp8.load(engine)
-  return _NormMlp.apply(x_ND, gain_D, up_weight_UD, down_weight_DF, scale_23, amax_23, engine, eps, torch.is_grad_enabled())
+  weights = (up_weight_UD, down_weight_DF)
+  return _NormMlp.apply(x_ND, delta_ND, gain_D, *weights, scale_23, amax_23, engine, eps, torch.is_grad_enabled())
 
 
-def _flat(x: Tensor) -> Tensor:
-  return x.reshape(-1, x.shape[-1]).contiguous()
+def _flat(x: Tensor | None) -> Tensor | None:
+  return None if x is None else x.reshape(-1, x.shape[-1]).contiguous()
 
 
 class _NormLinear(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x, gain_D, weight_OD, scale_3, amax_3, engine, eps, training):
-    x_ND = _flat(x)
-    n_row, n_column, rstd_N = engine.norm_cast(x_ND, gain_D, eps, scale_3[0:1], amax_3[0:1], training)
+  def forward(ctx, x, delta, gain_D, weight_OD, scale_3, amax_3, engine, eps, training):
+    ctx.has_delta = delta is not None
+    n_row, n_column, rstd_N, x_ND = engine.norm_cast(_flat(x), _flat(delta), gain_D, eps, scale_3[0:1], amax_3[0:1], training)
     w_row, w_column = fp8.cast(engine, weight_OD, 1, scale_3, amax_3, 'delayed', column=training)
     if training:
       ctx.save_for_backward(x_ND, gain_D, rstd_N, n_column.data, n_column.scale_inv, w_column.data, w_column.scale_inv)
     ctx.scale_3, ctx.amax_3, ctx.engine, ctx.weight_dtype = scale_3, amax_3, engine, weight_OD.dtype
-    return engine.matmul(n_row, w_row, x.dtype, fast=True).view(*x.shape[:-1], -1), x.view_as(x)
+    return engine.matmul(n_row, w_row, x.dtype, fast=True).view(*x.shape[:-1], -1), x_ND.view(x.shape)
 
   @staticmethod
   def backward(ctx, dy, dx_residual):
@@ -86,14 +96,17 @@ class _NormLinear(torch.autograd.Function):
     dn_ND = ctx.engine.matmul(dy_row, w_column, dy.dtype, fast=False)
     dweight = ctx.engine.matmul(dy_column, n_column, ctx.weight_dtype, fast=False)
     dx_ND, dgain = ctx.engine.norm_backward(dn_ND, x_ND, rstd_N, gain_D, _flat(dx_residual))
-    return dx_ND.view(dx_residual.shape), dgain, dweight, None, None, None, None, None
+    dx = dx_ND.view(dx_residual.shape)
+    return dx, dx if ctx.has_delta else None, dgain, dweight, None, None, None, None, None
 
 
 class _NormMlp(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x, gain_D, up_UD, down_DF, scale_23, amax_23, engine, eps, training):
-    x_ND = _flat(x)
-    n_row, n_column, rstd_N = engine.norm_cast(x_ND, gain_D, eps, scale_23[0, 0:1], amax_23[0, 0:1], training)
+  def forward(ctx, x, delta, gain_D, up_UD, down_DF, scale_23, amax_23, engine, eps, training):
+    ctx.has_delta = delta is not None
+    n_row, n_column, rstd_N, x_ND = engine.norm_cast(
+      _flat(x), _flat(delta), gain_D, eps, scale_23[0, 0:1], amax_23[0, 0:1], training
+    )
     up_row, up_column = fp8.cast(engine, up_UD, 1, scale_23[0], amax_23[0], 'delayed', column=training)
     h_NU = engine.matmul(n_row, up_row, x.dtype, fast=True)
     a_row, a_column = engine.swiglu_cast(h_NU, scale_23[1, 0:1], amax_23[1, 0:1], training)
@@ -102,7 +115,7 @@ class _NormMlp(torch.autograd.Function):
       columns = [t for m in (n_column, up_column, a_column, down_column) for t in (m.data, m.scale_inv)]
       ctx.save_for_backward(x_ND, gain_D, rstd_N, h_NU, *columns)
     ctx.scale_23, ctx.amax_23, ctx.engine, ctx.weight_dtype = scale_23, amax_23, engine, up_UD.dtype
-    return engine.matmul(a_row, down_row, x.dtype, fast=True).view(x.shape), x.view_as(x)
+    return engine.matmul(a_row, down_row, x.dtype, fast=True).view(x.shape), x_ND.view(x.shape)
 
   @staticmethod
   def backward(ctx, dy, dx_residual):
@@ -116,4 +129,5 @@ class _NormMlp(torch.autograd.Function):
     dn_ND = engine.matmul(dh_row, up_column, dy.dtype, fast=False)
     d_up = engine.matmul(dh_column, n_column, ctx.weight_dtype, fast=False)
     dx_ND, dgain = engine.norm_backward(dn_ND, x_ND, rstd_N, gain_D, _flat(dx_residual))
-    return dx_ND.view(dx_residual.shape), dgain, d_up, d_down, None, None, None, None, None
+    dx = dx_ND.view(dx_residual.shape)
+    return dx, dx if ctx.has_delta else None, dgain, d_up, d_down, None, None, None, None, None

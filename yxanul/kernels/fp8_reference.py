@@ -5,13 +5,14 @@ are taken and summed in float32, which the tensor cores of the other engines app
 """
 
 import torch
+from torch import Tensor
 from torch.nn.functional import silu
 
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, Matrix
 
 
 def cast(
-  x_MK: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool
+  x_MK: Tensor, scale_1: Tensor, amax_1: Tensor, dtype: torch.dtype, row: bool, column: bool
 ) -> tuple[Matrix | None, Matrix | None]:
   """Casts to FP8 and raises `amax_1` (in place) to max |x|. Returns the matrix and its transpose, where asked for."""
   x_MK = x_MK.float()
@@ -24,24 +25,27 @@ def cast(
   )
 
 
-def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
+def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> Tensor:
   """a @ b.T as `out_dtype` (M, N). `fast` belongs to the other engines: sums here are float32 either way."""
   product_MN = a_MK.data.float() @ b_NK.data.float().t()
   return (product_MN * (a_MK.scale_inv * b_NK.scale_inv)).to(out_dtype)
 
 
 def norm_cast(
-  x_MK: torch.Tensor, gain_K: torch.Tensor, eps: float, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool
-) -> tuple[Matrix, Matrix | None, torch.Tensor]:
-  """RMSNorm and cast to E4M3. Returns the matrix, its transpose where asked for, and 1/RMS of every row (M,) float32."""
-  x_MK = x_MK.float()
-  rstd_M = torch.rsqrt(x_MK.square().mean(-1) + eps)
-  return *cast(x_MK * rstd_M[:, None] * gain_K.float(), scale_1, amax_1, FORWARD, True, column), rstd_M
+  x_MK: Tensor, delta_MK: Tensor | None, gain_K: Tensor, eps: float, scale_1: Tensor, amax_1: Tensor, column: bool
+) -> tuple[Matrix, Matrix | None, Tensor, Tensor]:
+  """Adds (where there is a delta), RMSNorm, and cast to E4M3.
+
+  Returns:
+    The matrix, its transpose where asked for, 1/RMS of every row (M,) float32, and x + delta (M, K) in x's dtype.
+  """
+  sum_MK = x_MK if delta_MK is None else x_MK + delta_MK
+  x32_MK = sum_MK.float()
+  rstd_M = torch.rsqrt(x32_MK.square().mean(-1) + eps)
+  return *cast(x32_MK * rstd_M[:, None] * gain_K.float(), scale_1, amax_1, FORWARD, True, column), rstd_M, sum_MK
 
 
-def norm_backward(
-  dy_MK: torch.Tensor, x_MK: torch.Tensor, rstd_M: torch.Tensor, gain_K: torch.Tensor, residual_MK: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_backward(dy_MK: Tensor, x_MK: Tensor, rstd_M: Tensor, gain_K: Tensor, residual_MK: Tensor) -> tuple[Tensor, Tensor]:
   """Gradients of RMSNorm: of x, plus what reached x past the norm; of the gain."""
   dy, normed = dy_MK.float(), x_MK.float() * rstd_M[:, None]
   scaled = dy * gain_K.float()
@@ -49,14 +53,14 @@ def norm_backward(
   return dx.to(x_MK.dtype), (dy * normed).sum(0).to(gain_K.dtype)
 
 
-def swiglu_cast(h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
+def swiglu_cast(h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
   """silu(first half) * second half, cast to E4M3."""
   gate, up = h_MF.float().chunk(2, -1)
   return cast(silu(gate) * up, scale_1, amax_1, FORWARD, True, column)
 
 
 def dswiglu_cast(
-  dy_MK: torch.Tensor, h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, row: bool, column: bool
+  dy_MK: Tensor, h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, row: bool, column: bool
 ) -> tuple[Matrix | None, Matrix | None]:
   """The gradient of SwiGLU's input, cast to E5M2."""
   dy, (gate, up) = dy_MK.float(), h_MF.float().chunk(2, -1)

@@ -9,6 +9,7 @@ CUDA graph.
 import torch
 import transformer_engine.pytorch as te
 import transformer_engine_torch as tex
+from torch import Tensor
 from transformer_engine.pytorch.constants import TE_DType
 from transformer_engine.pytorch.cpp_extensions import general_gemm
 from transformer_engine.pytorch.tensor.storage.float8_tensor_storage import Float8TensorStorage
@@ -16,7 +17,7 @@ from transformer_engine.pytorch.tensor.storage.float8_tensor_storage import Floa
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, Matrix
 
 
-def quantizer(scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool) -> te.Float8Quantizer:
+def quantizer(scale_1: Tensor, amax_1: Tensor, dtype: torch.dtype, row: bool, column: bool) -> te.Float8Quantizer:
   """A quantizer over our own tensors: kernels that take it read `scale_1` and raise `amax_1` in place."""
   out = te.Float8Quantizer(scale_1, amax_1, TE_DType[dtype], rowwise=row, columnwise=column)
   out.internal = True
@@ -34,13 +35,13 @@ def matrices(x: Float8TensorStorage, dtype: torch.dtype, column: bool) -> tuple[
 
 
 def cast(
-  x_MK: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, dtype: torch.dtype, row: bool, column: bool
+  x_MK: Tensor, scale_1: Tensor, amax_1: Tensor, dtype: torch.dtype, row: bool, column: bool
 ) -> tuple[Matrix | None, Matrix | None]:
   """Casts to FP8 and raises `amax_1` (in place) to max |x|. Returns the matrix and its transpose, where asked for."""
   return matrices(tex.quantize(x_MK, quantizer(scale_1, amax_1, dtype, row, column)), dtype, column)
 
 
-def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
+def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> Tensor:
   """a @ b.T as `out_dtype` (M, N); `fast` lets the tensor cores keep partial sums in fewer bits."""
   a, b = (
     Float8TensorStorage(data=m.data, fp8_scale_inv=m.scale_inv, fp8_dtype=TE_DType[m.dtype], fake_dtype=torch.bfloat16)
@@ -51,29 +52,28 @@ def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> to
 
 
 def norm_cast(
-  x_MK: torch.Tensor, gain_K: torch.Tensor, eps: float, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool
-) -> tuple[Matrix, Matrix | None, torch.Tensor]:
-  """RMSNorm and cast to E4M3. Returns the matrix, its transpose where asked for, and 1/RMS of every row (M,) float32."""
+  x_MK: Tensor, delta_MK: Tensor | None, gain_K: Tensor, eps: float, scale_1: Tensor, amax_1: Tensor, column: bool
+) -> tuple[Matrix, Matrix | None, Tensor, Tensor]:
+  """As `fp8_reference.norm_cast`, with the gain rounded to x's dtype."""
+  sum_MK = x_MK if delta_MK is None else x_MK + delta_MK
   target = quantizer(scale_1, amax_1, FORWARD, True, column)
-  y, _, rstd_M = tex.rmsnorm_fwd(x_MK, gain_K.to(x_MK.dtype), eps, None, target, TE_DType[x_MK.dtype], 0, False)
-  return *matrices(y, FORWARD, column), rstd_M
+  y, _, rstd_M = tex.rmsnorm_fwd(sum_MK, gain_K.to(x_MK.dtype), eps, None, target, TE_DType[x_MK.dtype], 0, False)
+  return *matrices(y, FORWARD, column), rstd_M, sum_MK
 
 
-def norm_backward(
-  dy_MK: torch.Tensor, x_MK: torch.Tensor, rstd_M: torch.Tensor, gain_K: torch.Tensor, residual_MK: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_backward(dy_MK: Tensor, x_MK: Tensor, rstd_M: Tensor, gain_K: Tensor, residual_MK: Tensor) -> tuple[Tensor, Tensor]:
   """Gradients of RMSNorm: of x, plus what reached x past the norm; of the gain."""
   dx_MK, dgain_K = tex.rmsnorm_bwd_add(dy_MK, x_MK, residual_MK, rstd_M, gain_K.to(x_MK.dtype), 0, False)
   return dx_MK, dgain_K.to(gain_K.dtype)
 
 
-def swiglu_cast(h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
+def swiglu_cast(h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
   """silu(first half) * second half, cast to E4M3."""
   return matrices(tex.swiglu(h_MF, quantizer(scale_1, amax_1, FORWARD, True, column)), FORWARD, column)
 
 
 def dswiglu_cast(
-  dy_MK: torch.Tensor, h_MF: torch.Tensor, scale_1: torch.Tensor, amax_1: torch.Tensor, row: bool, column: bool
+  dy_MK: Tensor, h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, row: bool, column: bool
 ) -> tuple[Matrix | None, Matrix | None]:
   """The gradient of SwiGLU's input, cast to E5M2."""
   return matrices(tex.dswiglu(dy_MK, h_MF, quantizer(scale_1, amax_1, BACKWARD, row, column)), BACKWARD, column)

@@ -1,21 +1,19 @@
 """Engine `torch`: per-tensor FP8 through `torch._scaled_mm` (Ada, and Hopper or Blackwell without Transformer Engine).
 
-M rows, K the axis a product sums over, N columns of the result.
+Casts are the Triton kernels of `fp8_casts`, or on a CPU the reference's plain torch. M rows, K the axis a product sums
+over, N columns of the result.
 """
 
 import torch
 
 from yxanul.kernels.fp8_formats import Matrix
-from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
 
-__all__ = [
-  'cast',
-  'dswiglu_cast',
-  'matmul',
-  'norm_backward',
-  'norm_cast',
-  'swiglu_cast',
-]  # the same arithmetic but for products
+if torch.cuda.is_available():
+  from yxanul.kernels.fp8_casts import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
+else:
+  from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
+
+__all__ = ['cast', 'dswiglu_cast', 'matmul', 'norm_backward', 'norm_cast', 'swiglu_cast']
 
 
 def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:
