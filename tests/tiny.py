@@ -25,6 +25,7 @@ FIELDS = {
   'model.init_std': 0.1,
   'curriculum.budget_tokens': 60_000,
   'training.threads': 1,
+  'training.checkpoint_every_seconds': 0.5,
   'training.log_every_steps': 3,
   'evaluation.max_tokens': 4000,
   'sample.tokens': 8,
@@ -49,16 +50,17 @@ def main(*arguments: str, **more) -> subprocess.Popen:
     [sys.executable, '-m', 'yxanul.main', *arguments],
     cwd=REPOSITORY,
     stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
+    stderr=subprocess.PIPE,
     text=True,
     env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
     **more,
   )
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
-  output, _ = process.communicate(timeout=timeout)
-  return process.returncode, output
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+  """Exit status, standard output, standard error."""
+  output, errors = process.communicate(timeout=timeout)
+  return process.returncode, output, errors
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from yxanul.config import cli
 from yxanul.config.convert import differing_fields, to_dict
-from yxanul.config.spec import ExperimentSpec
+from yxanul.config.spec import ExperimentSpec, PrecisionSpec
 from yxanul.data import prepare as preparation
 from yxanul.data.batches import Loader, Stream
 from yxanul.inference.compression import xz_marks
@@ -55,6 +56,7 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
     for note in engines.notes:
       display.message(note)
     prepared = _prepare(spec, workdir, display)
+    workdir.mkdir(parents=True, exist_ok=True)
     _write_json(workdir / 'config.json', to_dict(spec))
     checkpoints = Checkpoints(workdir / 'checkpoints', spec.training.checkpoints_kept)
     try:
@@ -141,7 +143,7 @@ def _train(
       stop=stop,
       device=device,
       host={'engines': chosen},
-      peak_flops=peak_flops(capabilities.name, spec.precision.matmul),
+      peak_flops=peak_flops(capabilities.name, _matmul_format(spec.precision)),
     ),
     state,
     progress,
@@ -152,6 +154,10 @@ def _train(
   _write_json(workdir / 'result.json', result)
   write_report(workdir)
   return result
+
+
+def _matmul_format(precision: PrecisionSpec) -> str:
+  return 'tf32' if precision.matmul == 'fp32' and precision.tf32 else precision.matmul
 
 
 def _stages_from(curriculum: Curriculum, position: int) -> Iterator[Any]:
@@ -171,8 +177,10 @@ def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
   elif workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir}: is not a folder')
   existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-  if not os.access(existing, os.W_OK):
-    raise ValueError(f'--workdir={workdir}: cannot be written (no permission in {existing})')
+  try:  # os.access would say yes to root, whatever the file system says
+    tempfile.TemporaryFile(dir=existing).close()
+  except OSError as error:
+    raise ValueError(f'--workdir={workdir}: cannot be written ({error.strerror}: {existing})') from None
 
 
 def _set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.device:

@@ -1,0 +1,273 @@
+"""The command line from outside: real processes, their exit status, and what they leave behind."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from yxanul.training.checkpoint import Checkpoints
+from yxanul.training.state import flatten
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Path:
+  """The workdir of an uninterrupted tiny run."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  assert status == 0, errors
+  (workdir / 'output.txt').write_text(output)
+  return workdir
+
+
+def arrays(workdir: Path) -> dict:
+  """The leaves of the newest checkpoint, read without the model."""
+  import orbax.checkpoint as ocp
+
+  manager = ocp.CheckpointManager(workdir.resolve() / 'checkpoints', item_names=('state', 'host'))
+  restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  manager.close()
+  return restored['state']
+
+
+def same_arrays(a: Path, b: Path) -> bool:
+  x, y = arrays(a), arrays(b)
+  return x.keys() == y.keys() and all(
+    (x[k].tobytes(), x[k].dtype, x[k].shape) == (y[k].tobytes(), y[k].dtype, y[k].shape) for k in x
+  )
+
+
+def test_a_run_leaves_what_it_promises(whole):
+  config = json.loads((whole / 'config.json').read_text())
+  assert config['model']['d_model'] == 32
+  lines = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  training = [line for line in lines if 'loss' in line]
+  fields = (
+    'step stage seq_len tokens bytes loss bpb_train lr grad_norm tokens_per_second bytes_per_second mfu seconds '
+    'seconds_training skipped_steps'
+  )
+  assert all(list(line) == fields.split() for line in training)
+  assert sorted({line['stage'] for line in training}) == list(range(1, 11))
+  assert {line['stage'] for line in lines if 'val_bpb' in line} == set(range(1, 11))
+  assert all(b['tokens'] > a['tokens'] and b['seconds'] >= a['seconds'] for a, b in itertools.pairwise(training))
+  assert all(1e2 < line['tokens_per_second'] < 1e6 for line in training)
+  result = json.loads((whole / 'result.json').read_text())
+  wanted = (
+    'val_bpb ppl_gpt2_equivalent val_bytes xz_bpb xz_given_training_bpb parameters tokens bytes seconds seconds_training '
+    'tokens_per_second stages engines resumed_from'
+  )
+  assert set(wanted.split()) <= result.keys()
+  assert result['stages'] == 10
+  assert result['resumed_from'] is None
+  assert result['tokens'] == training[-1]['tokens']
+  assert result['bytes'] == training[-1]['bytes']
+  assert result['ppl_gpt2_equivalent'] == pytest.approx(2 ** (result['val_bpb'] * 4.488))
+  assert result['parameters'] == tiny.spec().model.parameter_count()
+  assert 0 < result['seconds_training'] < result['seconds']
+  # The marks that anybody can compute: xz on this Python's own prose. Versions of Python differ a little.
+  assert result['xz_bpb'] == pytest.approx(2.39, abs=0.1)
+  assert result['xz_given_training_bpb'] == pytest.approx(1.87, abs=0.15)
+  assert len((whole / 'samples.txt').read_text().split('---')) == 3
+  assert 'toy' in (whole / 'output.txt').read_text()
+  report = (whole / 'report.html').read_text()
+  assert 'toy' in report
+  assert 'http://' not in report.replace('http://www.w3.org', '')
+
+
+def test_it_learns(whole):
+  evaluations = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines() if 'val_bpb' in line]
+  assert evaluations[-1]['val_bpb'] < evaluations[0]['val_bpb'] - 0.1
+
+
+def test_a_second_run_is_done_at_once_and_changes_nothing(whole, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(whole, workdir)
+  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  assert status == 0, errors
+  assert tiny.metrics(workdir) == tiny.metrics(whole)
+  assert (
+    json.loads((workdir / 'result.json').read_text())['val_bpb'] == json.loads((whole / 'result.json').read_text())['val_bpb']
+  )
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, seed):
+  """SIGKILL at a random step, twice; then to the end: the same parameters and metrics, bit for bit."""
+  workdir = tmp_path / 'run'
+  arguments = (f'--workdir={workdir}', *tiny.flags(data__directory=whole / 'data', training__checkpoint_every_seconds=0.2))
+  total = len(tiny.metrics(whole))
+  draw = random.Random(f'{seed} {os.environ.get("YXANUL_KILL_SEED", "")}')
+  log = workdir / 'metrics.jsonl'
+  for lines in sorted(draw.sample(range(1, total - 4), 2)):
+    process = tiny.main(*arguments)
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < lines):
+      time.sleep(0.002)
+    time.sleep(draw.random() * 0.05)
+    process.kill()
+    process.communicate()
+  status, output, errors = tiny.finish(tiny.main(*arguments))
+  assert status == 0, errors
+  assert same_arrays(workdir, whole)
+  assert tiny.metrics(workdir) == tiny.metrics(whole)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_saves_and_says_how_to_go_on(whole, tmp_path, number):
+  workdir = tmp_path / 'run'
+  arguments = (f'--workdir={workdir}', *tiny.flags(data__directory=whole / 'data', curriculum__budget_tokens=2_000_000))
+  process = tiny.main(*arguments)
+  log = workdir / 'metrics.jsonl'
+  while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 5):
+    time.sleep(0.01)
+  started = time.perf_counter()
+  process.send_signal(number)
+  status, output, errors = tiny.finish(process)
+  assert status == 75, errors
+  assert time.perf_counter() - started < 10
+  assert f'{number.name}: stopped, everything is saved; the same command goes on from here' in output
+  checkpoints = Checkpoints(workdir / 'checkpoints', 2)
+  last_logged = max(line['step'] for line in tiny.metrics(workdir))
+  assert checkpoints.steps()[-1] >= last_logged
+  checkpoints.close()
+
+
+def test_another_configuration_is_refused_with_the_fields_named(whole, tmp_path):
+  before = {p: p.read_bytes() for p in whole.rglob('*') if p.is_file() and p.name != 'lock'}
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={whole}', *tiny.flags(seed=3, model__n_layers=3)))
+  assert status == 2
+  assert errors.strip().count('\n') == 0
+  assert f'--workdir={whole}: holds a run of another configuration' in errors
+  assert 'config.seed: 0 -> 3; config.model.n_layers: 2 -> 3' in errors
+  assert {p: p.read_bytes() for p in whole.rglob('*') if p.is_file() and p.name != 'lock'} == before
+
+
+def test_a_truncated_checkpoint_falls_back_and_says_so(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
+  largest = max(
+    (p for p in (workdir / 'checkpoints' / str(steps[-1])).rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
+  )
+  largest.write_bytes(largest.read_bytes()[:100])
+  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  assert status == 0, errors
+  assert f'checkpoint of step {steps[-1]} is not usable' in output
+  assert f'going on from the checkpoint of step {steps[-2]}' in output
+  assert same_arrays(workdir, whole)
+  assert tiny.metrics(workdir) == tiny.metrics(whole)
+
+
+MISTAKES = [
+  (['--config=experiments/quikstart.py'], r'no such experiment; nearest: experiments/quickstart.py'),
+  (
+    ['--config=experiments/quickstart.py', '--config.model.n_layer=3'],
+    "config.model.n_layer: no such field; did you mean 'n_layers'?",
+  ),
+  (
+    ['--config=experiments/quickstart.py', '--config.data.tokenizer.vocabsize=3'],
+    "config.data.tokenizer.vocabsize: no such field; did you mean 'vocab_size'?",
+  ),
+  (
+    ['--config=experiments/quickstart.py', '--config.curriculum.stages[2].seq=3'],
+    "config.curriculum.stages[2].seq: no such field; did you mean 'seq_len'?",
+  ),
+  (
+    ['--config=experiments/quickstart.py', '--config.curriculum.stages[12].seq_len=3'],
+    "config.curriculum.stages: got '[12]', wants an index below 10",
+  ),
+  (['--config=experiments/quickstart.py', '--config.modle.n_layers=3'], "config.modle: no such field; did you mean 'model'?"),
+  (
+    ['--config=experiments/quickstart.py', '--config.model.n_layers=two'],
+    "config.model.n_layers: got 'two', wants a whole number",
+  ),
+  (
+    ['--config=experiments/quickstart.py', '--config.optimizer.peak_lr=-1'],
+    'config.optimizer.peak_lr: got -1.0, wants a positive number',
+  ),
+  (['--config=experiments/ultra.py:gpu=h300'], "variant 'gpu' of the experiment: got 'h300', wants one of rtx4090"),
+  (['--config=experiments/quickstart.py', '--config.data.source=/nowhere/*.parquet'], '/nowhere/*.parquet'),
+  (['--config=experiments/quickstart.py', '--config.data.source='], 'config.data.source'),
+  (['--config=experiments/quickstart.py', '--wrokdir=x'], "Unknown command line flag 'wrokdir'"),
+  (['quickstart'], "'quickstart': not a flag"),
+  ([], '--config: missing'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'message'), MISTAKES, ids=[' '.join(m[0])[-50:] or 'nothing' for m in MISTAKES])
+def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
+  workdir = tmp_path / 'run'
+  status, _, errors = tiny.finish(tiny.main(*arguments, f'--workdir={workdir}'))
+  assert status == 2, errors
+  assert errors.startswith('error: ')
+  assert message in errors
+  assert errors.strip().count('\n') == 0, errors
+  assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+  target = tmp_path / 'file'
+  target.write_text('kept')
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={target}', *tiny.flags()))
+  assert status == 2
+  assert f'--workdir={target}: is not a folder' in errors
+  assert target.read_text() == 'kept'
+  status, _, errors = tiny.finish(tiny.main('--workdir=/proc/run', *tiny.flags()))
+  assert status == 2, errors
+  assert errors.startswith('error: ')
+  assert '/proc' in errors
+  assert errors.strip().count('\n') == 0, errors
+
+
+def test_text_that_is_not_utf8_is_named_with_its_offset(tmp_path):
+  (tmp_path / 'bad.txt').write_bytes(b'good text ' * 10 + b'\xff\xfe' + b' more')
+  arguments = tiny.flags(data__source=tmp_path / 'bad.txt')
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={tmp_path / "run"}', *arguments))
+  assert status == 2, errors
+  assert 'bad.txt' in errors
+  assert '100' in errors
+  assert errors.strip().count('\n') == 0, errors
+  assert not (tmp_path / 'run').exists()
+
+
+def test_listing_is_instant_and_imports_no_torch():
+  code = (
+    "import sys; sys.argv = ['main', '--list=json']\n"
+    'import runpy\n'
+    'try:\n  runpy.run_module("yxanul.main", run_name="__main__")\n'
+    'except SystemExit as stop:\n  assert not stop.code, stop.code\n'
+    'assert "torch" not in sys.modules'
+  )
+  import subprocess
+
+  done = subprocess.run([sys.executable, '-c', code], cwd=tiny.REPOSITORY, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  rows = json.loads(done.stdout)
+  assert {'name', 'summary', 'parameters', 'tokens', 'hardware', 'path'} == rows[0].keys()
+  assert any(row['name'] == 'ultra' and row['parameters'] == 196_398_464 for row in rows)
+
+
+def test_dry_run_shows_the_rule_and_writes_nothing(tmp_path):
+  arguments = ('--config=experiments/ultra.py:gpu=h100', '--dry_run', f'--workdir={tmp_path / "run"}')
+  status, output, errors = tiny.finish(tiny.main(*arguments))
+  assert status == 0, errors
+  # 5.09e-4 is 6e-4 x 0.6 x sqrt(2): stage 4 at twice the reference batch.
+  for text in ('196,398,464', '16,384', '131,072', '262,144', 'cosine to 10%', 'betas 0.9 and 0.95', '5.09e-4'):
+    assert text in output, text
+  assert not (tmp_path / 'run').exists()
+
+
+def test_states_flatten_to_the_paths_of_a_checkpoint(whole):
+  from yxanul.optim.build import build
+  from yxanul.training.state import init_state
+
+  spec = tiny.spec()
+  state = init_state(spec, build(spec.optimizer, spec.model.parameter_shapes()), {}, torch.device('cpu'))
+  assert flatten(state).keys() == arrays(whole).keys()
