@@ -90,7 +90,7 @@ def test_it_learns(whole):
 def test_a_second_run_is_done_at_once_and_changes_nothing(whole, tmp_path):
   workdir = tmp_path / 'copy'
   shutil.copytree(whole, workdir)
-  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
   assert status == 0, errors
   assert tiny.metrics(workdir) == tiny.metrics(whole)
   assert (
@@ -113,7 +113,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, seed):
     time.sleep(draw.random() * 0.05)
     process.kill()
     process.communicate()
-  status, output, errors = tiny.finish(tiny.main(*arguments))
+  status, _, errors = tiny.finish(tiny.main(*arguments))
   assert status == 0, errors
   assert same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)

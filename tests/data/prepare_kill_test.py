@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from yxanul.config.spec import DataSpec, TokenizerSpec
-from yxanul.data import prepare, prepare_encode, prepare_journal, prepare_select
+from yxanul.data import prepare, prepare_encode, prepare_journal, prepare_near, prepare_select, prepare_workers
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -45,8 +45,9 @@ def small_steps(patch=setattr) -> None:
   """Commits after every batch, and makes batches small."""
   patch(prepare_select, 'COMMIT_SECONDS', 0.0)
   patch(prepare_select, '_LOOK_EVERY', 32)
+  patch(prepare_near, 'COMMIT_SECONDS', 0.0)
   patch(prepare_encode, 'COMMIT_SECONDS', 0.0)
-  patch(prepare_encode, 'BATCH_BYTES', 20_000)
+  patch(prepare_workers, 'BATCH_BYTES', 20_000)
 
 
 def prepare_and_die(spec: DataSpec, folder: Path, die_at: int) -> None:
@@ -82,11 +83,16 @@ def start(*args) -> multiprocessing.Process:
   return process
 
 
-@pytest.mark.parametrize('trained', [False, True], ids=['tokenizer given', 'tokenizer trained'])
-def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spec, trained, monkeypatch):
-  spec = make_spec(mixed_source, on_error='skip', shard_tokens=20_000)
-  if trained:
-    spec = make_spec(mixed_source, on_error='skip', tokenizer=TokenizerSpec(vocab_size=500, transition_size=400))
+KINDS = {
+  'tokenizer given': {'shard_tokens': 20_000},
+  'tokenizer trained': {'tokenizer': TokenizerSpec(vocab_size=500, transition_size=400)},
+  'near duplicates': {'near_duplicates': True},
+}
+
+
+@pytest.mark.parametrize('fields', KINDS.values(), ids=KINDS.keys())
+def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spec, fields, monkeypatch):
+  spec = make_spec(mixed_source, on_error='skip', **fields)
   with monkeypatch.context() as patch:
     small_steps(patch.setattr)
     whole = prepare.prepare(spec, tmp_path / 'whole')
@@ -108,11 +114,11 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
 
 SCRIPT = """
 import sys
-from yxanul.data import prepare, prepare_encode
+from yxanul.data import prepare, prepare_workers
 from tests.data.prepare_kill_test import small_steps
 if __name__ == '__main__':
   small_steps()
-  prepare_encode.IN_PROCESS_BYTES = 0
+  prepare_workers.IN_PROCESS_BYTES = 0
   import pickle
   spec, folder = pickle.loads(bytes.fromhex(sys.argv[1]))
   print('begin', flush=True)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yxanul.config.spec import DataSpec, TokenizerSpec
-from yxanul.data import prepare, prepare_encode, python_docs, shards
+from yxanul.data import prepare, prepare_encode, prepare_workers, python_docs, shards
 from yxanul.data.deduplicate import digest, unit_interval
 
 
@@ -109,8 +109,8 @@ def test_shards_split_at_shard_tokens(tmp_path, prose, make_spec):
 def test_worker_processes_write_the_same_bytes(tmp_path, prose, make_spec, monkeypatch):
   source = write_jsonl(tmp_path / 'a.jsonl', prose)
   prepare.prepare(make_spec(source), tmp_path / 'here')
-  monkeypatch.setattr(prepare_encode, 'IN_PROCESS_BYTES', 0)
-  monkeypatch.setattr(prepare_encode, 'BATCH_BYTES', 10_000)
+  monkeypatch.setattr(prepare_workers, 'IN_PROCESS_BYTES', 0)
+  monkeypatch.setattr(prepare_workers, 'BATCH_BYTES', 10_000)
   prepare.prepare(make_spec(source, workers=2), tmp_path / 'workers')
   assert files_of(tmp_path / 'here') == files_of(tmp_path / 'workers')
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from yxanul.config.convert import differing_fields, to_dict
 from yxanul.config.spec import DataSpec
-from yxanul.data import prepare_encode, prepare_select, shards, sources, sources_hub, superbpe
+from yxanul.data import prepare_encode, prepare_near, prepare_select, shards, sources, sources_hub, superbpe
 from yxanul.data import tokenizer as tokenizers
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
@@ -192,6 +192,10 @@ def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: d
     parts, dropped, problems = _fetch(spec, directory, parts, progress)
   with timed('select'):
     selection = prepare_select.select(parts, spec, directory / 'work', dropped, problems, progress)
+  if spec.near_duplicates:
+    with timed('near duplicates'):
+      prepare_near.drop_near_duplicates(parts, spec, selection, directory / 'work', progress)
+  prepare_select.check_not_empty(selection, spec)
   with timed('tokenizer'):
     source = hashlib.sha256(json.dumps([saved['settings'], saved['listing']]).encode()).hexdigest()
     tokenizer = _tokenizer(spec, directory / 'tokenizer', parts, selection, progress, source)

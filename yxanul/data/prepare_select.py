@@ -19,8 +19,17 @@ from yxanul.data.prepare_journal import Journal
 from yxanul.data.sources_document import START, Document, Report, note, stop
 
 Progress = Callable[[str, float, float | None], None]  # phase, done, of how much (None: not known)
-DECISIONS = ('train', 'validation', filters.EMPTY, filters.SCORE, filters.LANGUAGE, filters.SHORT, 'duplicate')
-TRAIN, VALIDATION, DUPLICATE = (DECISIONS.index(name) for name in ('train', 'validation', 'duplicate'))
+DECISIONS = (
+  'train',
+  'validation',
+  filters.EMPTY,
+  filters.SCORE,
+  filters.LANGUAGE,
+  filters.SHORT,
+  'duplicate',
+  'near duplicate',
+)
+TRAIN, VALIDATION, NEAR_DUPLICATE = (DECISIONS.index(name) for name in ('train', 'validation', 'near duplicate'))
 COMMIT_SECONDS = 5.0
 _LOOK_EVERY = 256  # documents, at the clock
 
@@ -45,10 +54,19 @@ class Selection:
       'done': False,
     }
 
-  @property
+  @functools.cached_property
   def decisions(self) -> np.ndarray:
-    """uint8 (documents read,): indices into DECISIONS."""
+    """uint8 (documents read,): indices into DECISIONS, once all are taken."""
     return np.fromfile(self._path, np.uint8) if self.state['read'] else np.zeros(0, np.uint8)
+
+  def drop(self, numbers: np.ndarray, decision: int, dropped_bytes: dict[str, int]) -> None:
+    """Changes the decisions on selected documents, in memory only."""
+    for split, n in zip(DECISIONS, np.bincount(self.decisions[numbers], minlength=len(DECISIONS)).tolist(), strict=True):
+      self.state['counts'][split] -= n
+    for split, size in dropped_bytes.items():
+      self.state['bytes'][split] -= size
+    self.state['counts'][DECISIONS[decision]] += len(numbers)
+    self.decisions[numbers] = decision
 
   def commit(self) -> None:
     self._journal.commit(self.state)
@@ -85,7 +103,7 @@ def select(
   first, a copy of it in `data.source` is a duplicate, and never trained on.
 
   Raises:
-    ValueError: something cannot be read and `on_error` is 'stop'; nothing is left to train or to evaluate on.
+    ValueError: something cannot be read and `on_error` is 'stop'.
   """
   selection = Selection(folder, dropped, problems)
   state = selection.state
@@ -94,7 +112,6 @@ def select(
       _decide(selection, parts, spec, progress)
     finally:
       selection.close()
-  _check_not_empty(state, spec)
   return selection
 
 
@@ -146,7 +163,12 @@ def has_own_validation(parts: list[sources.Source]) -> bool:
   return len(parts) > 1
 
 
-def _check_not_empty(state: dict, spec: DataSpec) -> None:
+def check_not_empty(selection: Selection, spec: DataSpec) -> None:
+  """
+  Raises:
+    ValueError: nothing is left to train or to evaluate on; the line says what became of the documents.
+  """
+  state = selection.state
   dropped = ', '.join(f'{state["counts"][name]} {name}' for name in DECISIONS if state['counts'][name])
   read = f'{sum(state["counts"].values())} documents read' + (f' ({dropped})' if dropped else '')
   if problems := sum(state['problems']['counts'].values()):

@@ -1,14 +1,16 @@
 """Engine `torch`: per-tensor FP8 through `torch._scaled_mm` (Ada, and Hopper or Blackwell without Transformer Engine).
 
-Casts are the Triton kernels of `fp8_casts`, or on a CPU the reference's plain torch. M rows, K the axis a product sums
+Casts are the Triton kernels of `fp8_casts`, or the reference's plain torch where there is no GPU or no Triton. M rows, K the axis a product sums
 over, N columns of the result.
 """
+
+import importlib.util
 
 import torch
 
 from yxanul.kernels.fp8_formats import Matrix
 
-if torch.cuda.is_available():
+if torch.cuda.is_available() and importlib.util.find_spec('triton'):
   from yxanul.kernels.fp8_casts import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
 else:
   from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
