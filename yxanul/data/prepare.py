@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from yxanul.data import prepare_encode, prepare_near, prepare_select, shards, so
 from yxanul.data import tokenizer as tokenizers
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
+from yxanul.data.sources_document import Document
 
 _FREE_SETTINGS = ('directory', 'workers', 'on_error')  # may differ between two calls that prepare the same thing
 _OWN = ('work', 'train', 'validation')  # folders; and tokenizer/, unless somebody else put it there
@@ -56,7 +57,7 @@ def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) 
   saved = _saved(spec, directory)
   if saved and saved['done']:
     return _open(directory, saved)
-  _parts(spec)  # what is missing is met before anything is written
+  parts_of(spec)  # what is missing is met before anything is written
   made = [path for path in (directory, *directory.parents) if not path.exists()]
   try:
     with _lock(directory):
@@ -120,7 +121,7 @@ def _open(directory: Path, saved: dict[str, Any]) -> Prepared:
 def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
   saved = _saved(spec, directory)
   if not saved or not saved['done']:
-    parts = _parts(spec)
+    parts = parts_of(spec)
     listing = [part.listing() for part in parts]
     if saved and saved['listing'] != listing:
       raise ValueError(f'{directory}: {spec.source!r} changed since this was begun; prepare it in another directory')
@@ -155,7 +156,7 @@ def _discard(directory: Path, saved: dict[str, Any]) -> None:
     (directory / name).unlink(missing_ok=True)
 
 
-def _parts(spec: DataSpec) -> list[sources.Source]:
+def parts_of(spec: DataSpec) -> list[sources.Source]:
   """The sources in the order they are read: text that is held out as it is comes first."""
   named = {'data.validation_source': spec.validation_source} if spec.validation_source else {}
   named |= {'data.source': spec.source}
@@ -177,6 +178,29 @@ def _fetch(spec: DataSpec, directory: Path, parts: list[sources.Source], progres
   return local, dict(dropped), problems | {'counts': dict(problems['counts'])}
 
 
+def choose(
+  parts: list[sources.Source],
+  spec: DataSpec,
+  directory: Path,
+  progress: Progress,
+  timed: Callable[[str], contextlib.AbstractContextManager] = lambda phase: contextlib.nullcontext(),
+) -> tuple[list[sources.Source], Selection]:
+  """Makes local what is on the hub, and decides on every document: the sources as they are now, and the decisions.
+
+  Raises:
+    ValueError: nothing can be read, or nothing is left to train or to evaluate on.
+  """
+  with timed('fetch'):
+    parts, dropped, problems = _fetch(spec, directory, parts, progress)
+  with timed('select'):
+    selection = prepare_select.select(parts, spec, directory / 'work', dropped, problems, progress)
+  if spec.near_duplicates:
+    with timed('near duplicates'):
+      prepare_near.drop_near_duplicates(parts, spec, selection, directory / 'work', progress)
+  prepare_select.check_not_empty(selection, spec)
+  return parts, selection
+
+
 def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: dict, progress: Progress) -> None:
   """Every phase in turn. Those that a killed call has finished return at once."""
 
@@ -188,14 +212,7 @@ def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: d
     saved['seconds'][phase] = round(seconds, 3)
     write_atomically(directory / 'prepare.json', json.dumps(saved))
 
-  with timed('fetch'):
-    parts, dropped, problems = _fetch(spec, directory, parts, progress)
-  with timed('select'):
-    selection = prepare_select.select(parts, spec, directory / 'work', dropped, problems, progress)
-  if spec.near_duplicates:
-    with timed('near duplicates'):
-      prepare_near.drop_near_duplicates(parts, spec, selection, directory / 'work', progress)
-  prepare_select.check_not_empty(selection, spec)
+  parts, selection = choose(parts, spec, directory, progress, timed)
   with timed('tokenizer'):
     source = hashlib.sha256(json.dumps([saved['settings'], saved['listing']]).encode()).hexdigest()
     tokenizer = _tokenizer(spec, directory / 'tokenizer', parts, selection, progress, source)
@@ -209,7 +226,11 @@ def _tokenizer(
 ) -> Any:
   """The tokenizer that the settings name, or one trained on the train split; kept in `folder`."""
   if not spec.tokenizer.path:
-    return superbpe.train(lambda: _train_texts(spec, parts, selection), spec.tokenizer, folder, progress, source)
+
+    def texts() -> Iterator[str]:
+      return (document.text for document in documents(parts, spec, selection, TRAIN))
+
+    return superbpe.train(texts, spec.tokenizer, folder, progress, source)
   tokenizer = tokenizers.load(spec.tokenizer.path, spec.tokenizer.special_tokens)
   if tokenizer.vocab_size > spec.tokenizer.total_size:
     has = f'{tokenizer.vocab_size} entries in {spec.tokenizer.path!r}'
@@ -218,8 +239,9 @@ def _tokenizer(
   return tokenizer
 
 
-def _train_texts(spec: DataSpec, parts: list[sources.Source], selection: Selection) -> Iterator[str]:
-  decisions = selection.decisions
-  for (_, document), decision in zip(prepare_select.read(parts, spec, report=lambda _: None), decisions, strict=True):
-    if decision == TRAIN:
-      yield document.text
+def documents(parts: list[sources.Source], spec: DataSpec, selection: Selection, wanted: int) -> Iterator[Document]:
+  """The documents of one decision (TRAIN, VALIDATION), in the order of the sources."""
+  read = prepare_select.read(parts, spec, report=lambda _: None)  # problems stopped, or were counted, while selecting
+  for (_, document), decision in zip(read, selection.decisions, strict=True):
+    if decision == wanted:
+      yield document

@@ -6,6 +6,7 @@ plain BPE is the same command with config.data.tokenizer.transition_size equal t
 after the last stage that ended.
 """
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -21,9 +22,9 @@ from rich.table import Table
 
 from yxanul.config import cli
 from yxanul.config.convert import to_dict
-from yxanul.config.spec import DataSpec
-from yxanul.data import prepare_select, sources, superbpe, tokenizer
-from yxanul.data.prepare_select import TRAIN, VALIDATION, Selection
+from yxanul.config.spec import TokenizerSpec
+from yxanul.data import prepare, superbpe, tokenizer
+from yxanul.data.prepare_select import TRAIN, VALIDATION
 from yxanul.data.sources_document import Document
 from yxanul.data.tokenizer import Tokenizer
 from yxanul.reporting import numbers, tables
@@ -34,14 +35,6 @@ _COMPARE = flags.DEFINE_list('compare', [], 'Other tokenizers to show beside it:
 
 _BATCH_DOCUMENTS = 256
 _Counts = dict[str, Counter]  # what is counted -> source -> how much
-
-
-def documents(parts: list[sources.Source], spec: DataSpec, selection: Selection, wanted: int) -> Iterator[Document]:
-  """The documents of one split: what `prepare` would put there."""
-  read = prepare_select.read(parts, spec, report=lambda _: None)  # problems stopped, or were counted, while selecting
-  for (_, document), decision in zip(read, selection.decisions, strict=True):
-    if decision == wanted:
-      yield document
 
 
 def count(texts: Iterator[Document], contestants: dict[str, Tokenizer]) -> _Counts:
@@ -104,21 +97,24 @@ def main() -> None:
     raise ValueError('--output: missing, wants the folder for the tokenizer')
   others = _compared(_COMPARE.value)
   output, begin = Path(_OUTPUT.value), time.monotonic()
-  parts = [sources.find(spec.validation_source, 'data.validation_source')] if spec.validation_source else []
-  parts.append(sources.find(spec.source))
+  parts = prepare.parts_of(spec)
   output.mkdir(parents=True, exist_ok=True)
-  settings = json.dumps([to_dict(spec) | {'tokenizer': None}, [part.listing() for part in parts]])
+  the_same = dataclasses.replace(spec, directory='', workers=0, on_error='stop', tokenizer=TokenizerSpec())
+  settings = json.dumps([to_dict(the_same), [part.listing() for part in parts]])
   source = hashlib.sha256(settings.encode()).hexdigest()
-  selected = output / f'select-{source[:12]}'
+  chosen = output / f'chosen-{source[:12]}'
+  chosen.mkdir(exist_ok=True)
   with Phases() as phases:
-    selection = prepare_select.select(parts, spec, selected, phases)
-    trained = superbpe.train(
-      lambda: (document.text for document in documents(parts, spec, selection, TRAIN)), spec.tokenizer, output, phases, source
-    )
+    parts, selection = prepare.choose(parts, spec, chosen, phases)
+
+    def texts() -> Iterator[str]:
+      return (document.text for document in prepare.documents(parts, spec, selection, TRAIN))
+
+    trained = superbpe.train(texts, spec.tokenizer, output, phases, source)
   seconds = time.monotonic() - begin
   kind = 'BPE' if spec.tokenizer.transition_size == spec.tokenizer.vocab_size else 'SuperBPE'
-  counts = count(documents(parts, spec, selection, VALIDATION), {kind: trained, **others})
-  shutil.rmtree(selected)
+  counts = count(prepare.documents(parts, spec, selection, VALIDATION), {kind: trained, **others})
+  shutil.rmtree(chosen)
   tables.print_table(table(counts))
   peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
   print(f'{output}: {trained.vocab_size:,} entries in {numbers.duration(seconds)}, peak memory {peak_gb:.2f} GB')
