@@ -28,7 +28,7 @@ class TokenizerSpec:
   transition_size: int = 80_000  # entries learned inside words, before merges may span words
   special_tokens: tuple[str, ...] = ('<|reserved_0|>', '<|reserved_1|>', '<|reserved_2|>', '<|reserved_3|>', '<|endoftext|>')
   max_superword_words: int = 4
-  sample_bytes: int = 10_000_000_000  # at most this much text, sampled evenly over all documents, trains the tokenizer
+  sample_bytes: int = 2_000_000_000  # of text, at most, drawn evenly from all documents; takes 2 bytes of memory a byte
 
   def __post_init__(self):
     require(self.vocab_size >= 256, 'data.tokenizer.vocab_size', self.vocab_size, 'at least the 256 bytes')
