@@ -25,6 +25,7 @@ from yxanul.data import tokenizer as tokenizers
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
 from yxanul.data.sources_document import Document
+from yxanul.data.tokenizer import Tokenizer
 
 _FREE_SETTINGS = ('directory', 'workers', 'on_error')  # may differ between two calls that prepare the same thing
 _OWN = ('work', 'train', 'validation')  # folders; and tokenizer/, unless somebody else put it there
@@ -35,7 +36,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Prepared:
   """A corpus that is ready to be trained on."""
 
-  tokenizer: Any
+  tokenizer: Tokenizer
   train: shards.Shards
   validation: shards.Shards
   report: dict[str, Any]  # what preparing it took: seconds by phase
@@ -58,10 +59,11 @@ def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) 
   if saved and saved['done']:
     return _open(directory, saved)
   parts_of(spec)  # what is missing is met before anything is written
+  named = _named_tokenizer(spec)
   made = [path for path in (directory, *directory.parents) if not path.exists()]
   try:
     with _lock(directory):
-      return _prepare(spec, directory, progress)
+      return _prepare(spec, directory, named, progress)
   except OSError as error:
     if error.errno in _NO_SPACE:
       raise ValueError(f'{directory}: no space left ({error.strerror}); make room and run it again, it goes on') from error
@@ -118,7 +120,7 @@ def _open(directory: Path, saved: dict[str, Any]) -> Prepared:
   return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
 
 
-def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
+def _prepare(spec: DataSpec, directory: Path, named: Tokenizer | None, progress: Progress) -> Prepared:
   saved = _saved(spec, directory)
   if not saved or not saved['done']:
     parts = parts_of(spec)
@@ -127,7 +129,7 @@ def _prepare(spec: DataSpec, directory: Path, progress: Progress) -> Prepared:
       raise ValueError(f'{directory}: {spec.source!r} changed since this was begun; prepare it in another directory')
     saved = saved or _begin(directory, _settings(spec), listing)
     try:
-      _work(spec, directory, parts, saved, progress)
+      _work(spec, directory, parts, named, saved, progress)
     except ValueError:
       # Settings or source have to change, and then nothing of this is of use but what came from the hub.
       _discard(directory, saved)
@@ -201,7 +203,14 @@ def choose(
   return parts, selection
 
 
-def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: dict, progress: Progress) -> None:
+def _work(
+  spec: DataSpec,
+  directory: Path,
+  parts: list[sources.Source],
+  named: Tokenizer | None,
+  saved: dict[str, Any],
+  progress: Progress,
+) -> None:
   """Every phase in turn. Those that a killed call has finished return at once."""
 
   @contextlib.contextmanager
@@ -213,30 +222,41 @@ def _work(spec: DataSpec, directory: Path, parts: list[sources.Source], saved: d
     write_atomically(directory / 'prepare.json', json.dumps(saved))
 
   parts, selection = choose(parts, spec, directory, progress, timed)
+  folder = directory / 'tokenizer'
   with timed('tokenizer'):
+    if named:
+      named.save(folder)
     source = hashlib.sha256(json.dumps([saved['settings'], saved['listing']]).encode()).hexdigest()
-    tokenizer = _tokenizer(spec, directory / 'tokenizer', parts, selection, progress, source)
+    tokenizer = named or _trained_tokenizer(spec, folder, parts, selection, source, progress)
   about = {'settings': saved['settings'], 'selection': dict(selection.state['counts']), 'problems': selection.state['problems']}
   with timed('tokenize'):
-    prepare_encode.write_shards(parts, spec, selection, tokenizer, directory / 'tokenizer', directory, about, progress)
+    prepare_encode.write_shards(parts, spec, selection, tokenizer, folder, directory, about, progress)
 
 
-def _tokenizer(
-  spec: DataSpec, folder: Path, parts: list[sources.Source], selection: Selection, progress: Progress, source: str
-) -> Any:
-  """The tokenizer that the settings name, or one trained on the train split; kept in `folder`."""
+def _named_tokenizer(spec: DataSpec) -> Tokenizer | None:
+  """The tokenizer that the settings name, None where they want one trained.
+
+  Raises:
+    ValueError: it cannot be loaded, or has more entries than the settings say.
+  """
   if not spec.tokenizer.path:
-
-    def texts() -> Iterator[str]:
-      return (document.text for document in documents(parts, spec, selection, TRAIN))
-
-    return superbpe.train(texts, spec.tokenizer, folder, progress, source)
+    return None
   tokenizer = tokenizers.load(spec.tokenizer.path, spec.tokenizer.special_tokens)
   if tokenizer.vocab_size > spec.tokenizer.total_size:
     has = f'{tokenizer.vocab_size} entries in {spec.tokenizer.path!r}'
     raise ValueError(f'config.data.tokenizer.vocab_size: {has}, but the configuration has {spec.tokenizer.total_size} in all')
-  tokenizer.save(folder)
   return tokenizer
+
+
+def _trained_tokenizer(
+  spec: DataSpec, folder: Path, parts: list[sources.Source], selection: Selection, source: str, progress: Progress
+) -> Tokenizer:
+  """A tokenizer trained on the train split, kept in `folder`."""
+
+  def texts() -> Iterator[str]:
+    return (document.text for document in documents(parts, spec, selection, TRAIN))
+
+  return superbpe.train(texts, spec.tokenizer, folder, progress, source)
 
 
 def documents(parts: list[sources.Source], spec: DataSpec, selection: Selection, wanted: int) -> Iterator[Document]:
