@@ -1,6 +1,5 @@
 """One run from its configuration to its report: data if it is missing, training, evaluation, sample, report."""
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -15,25 +14,22 @@ from yxanul.config import cli
 from yxanul.config.convert import differing_fields, to_dict
 from yxanul.config.spec import ExperimentSpec, PrecisionSpec
 from yxanul.data import prepare as preparation
-from yxanul.data.batches import Loader, Stream
 from yxanul.inference.compression import xz_marks
 from yxanul.inference.sample import write_samples
-from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines, detect
-from yxanul.optim.build import build
 from yxanul.planning.flops import peak_flops
 from yxanul.reporting import tables
 from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum
-from yxanul.training.graphs import StepCache
 from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import MetricsLog, ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
-from yxanul.training.state import TrainState, init_state
-from yxanul.training.step import Text, calibrate, is_fp8, make_train_step, plain_numerics
+from yxanul.training.state import TrainState
+from yxanul.training.step import plain_numerics
 from yxanul.training.stop import Stopped, StopRequest, stop_request
+from yxanul.training.trainer import Trainer, set_up_torch
 from yxanul.training.validation import Validation
 
 
@@ -49,7 +45,7 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   curriculum = Curriculum(spec)
   capabilities = detect()
   engines = choose_engines(capabilities, spec.precision)
-  device = _set_up_torch(spec, capabilities)
+  device = set_up_torch(spec, capabilities)
   with stop_request() as stop, Display(stage_rows(spec), curriculum.total_tokens) as display:
     if spec.note:
       display.message(spec.note)
@@ -100,57 +96,42 @@ def _train(
   stop: StopRequest,
   started: float,
 ) -> dict[str, Any]:
-  text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
-  fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
-  state = init_state(spec, optimizer, fp8_state, device)
-  stream = Stream(prepared.train, spec.seed)
-
-  def batches(position: int) -> Iterator[torch.Tensor]:
-    plan = ((s.spec.batch_size, s.spec.seq_len) for s in _stages_from(curriculum, position))
-    with Loader(stream, position, plan, device) as loader:
-      for tokens, _ in loader:
-        yield tokens.to(device, non_blocking=True)
-
-  restored = checkpoints.restore(state)
+  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
+  restored = checkpoints.restore(trainer.state)
   progress = Progress()
   if restored:
     host, notes = restored
     progress = Progress(**host['progress'])
-    engines = dataclasses.replace(engines, **host['engines'])
+    trainer.choose(host['choices'])
     for line in [*notes, f'going on from the checkpoint of step {progress.step}']:
       display.message(line)
-  elif is_fp8(engines):
-    first = curriculum.stages[0].spec
-    tokens = torch.from_numpy(stream.read(0, first.tokens_per_step)).to(device)
-    state = calibrate(state, tokens, first, spec, engines, text)
+  trainer.warm(progress.tokens, calibrate_first=not restored, tell=display.message)
   resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
 
   log = MetricsLog(workdir / 'metrics.jsonl', progress.step)
-  chosen = {name: value for name, value in dataclasses.asdict(engines).items() if name != 'notes'}
   state = train(
     Run(
       spec=spec,
       curriculum=curriculum,
-      step=StepCache(lambda stage: make_train_step(spec, stage, optimizer, engines, text), spec.training.execution, device),
-      batches=batches,
-      evaluate=Validation(spec, prepared.validation, engines, text, device, stop),
+      step=trainer.step,
+      batches=trainer.batches,
+      evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop),
       checkpoints=checkpoints,
       log=log,
       display=display,
       stop=stop,
       device=device,
-      host={'engines': chosen},
+      host={'choices': trainer.choices()},
       peak_flops=peak_flops(capabilities.name, _matmul_format(spec.precision)),
     ),
-    state,
+    trainer.state,
     progress,
   )
   log.close()
-  write_samples(workdir / 'samples.txt', state, spec, plain_numerics(engines), prepared.tokenizer)
-  result = _result(spec, curriculum, state, progress, prepared, chosen, capabilities, resumed_from)
+  write_samples(workdir / 'samples.txt', state, spec, plain_numerics(spec, trainer.engines), prepared.tokenizer)
+  result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
   _write_json(workdir / 'result.json', result)
   write_report(workdir)
   return result
@@ -158,14 +139,6 @@ def _train(
 
 def _matmul_format(precision: PrecisionSpec) -> str:
   return 'tf32' if precision.matmul == 'fp32' and precision.tf32 else precision.matmul
-
-
-def _stages_from(curriculum: Curriculum, position: int) -> Iterator[Any]:
-  """The stage of every step that is left."""
-  while position < curriculum.total_tokens:
-    stage = curriculum.lookup(position)
-    yield stage
-    position += stage.spec.tokens_per_step
 
 
 def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
@@ -181,17 +154,6 @@ def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
     tempfile.TemporaryFile(dir=existing).close()
   except OSError as error:
     raise ValueError(f'--workdir={workdir}: cannot be written ({error.strerror}: {existing})') from None
-
-
-def _set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.device:
-  if spec.training.threads:
-    torch.set_num_threads(spec.training.threads)
-  torch.use_deterministic_algorithms(spec.training.deterministic)
-  torch.backends.cuda.matmul.fp32_precision = 'tf32' if spec.precision.tf32 else 'ieee'
-  if capabilities.device == 'cuda' and spec.training.gpu_memory_gb:
-    share = spec.training.gpu_memory_gb * 1e9 / capabilities.memory_bytes
-    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-  return torch.device(capabilities.device)
 
 
 def _prepare(spec: ExperimentSpec, workdir: Path, display: Display) -> preparation.Prepared:

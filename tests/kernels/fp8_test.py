@@ -263,10 +263,10 @@ def test_linears_of_a_model_read_and_write_their_own_state():
   state = fp8.init(MODEL, precision)
   state['scale'] = state['scale'] * 64
   amax = torch.zeros_like(state['scale'])
-  linears = fp8.Fp8Linears(state['scale'], amax, precision, 'reference')
+  linears = Fp8Linears(MODEL, precision, 'reference', state['scale'], amax).at(1)
   x, weight, dy = tensors(8)
   for role, name in enumerate(LINEARS):
-    torch.autograd.grad(linears(x, weight, None, 1, role), (x, weight), dy)
+    torch.autograd.grad(linears.linear(x, {f'{name}.weight': weight}, name), (x, weight), dy)
     assert bool((amax[1, role] > 0).all()) == (name in ('qkv', 'down'))
   assert torch.count_nonzero(amax[0]) == 0
 

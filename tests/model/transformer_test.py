@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from yxanul.config.model_spec import ModelSpec
+from yxanul.kernels.linear import Linears
 from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
 
@@ -15,6 +16,7 @@ LLAMA = ModelSpec(
 GPT2 = dataclasses.replace(
   LLAMA, n_kv_heads=6, d_hidden=192, norm='layernorm', activation='gelu', position='learned', bias=True, embedding_rank=0
 )
+PLAIN = Numerics(Linears(LLAMA))
 SPECS = pytest.mark.parametrize('spec', [LLAMA, GPT2], ids=['llama', 'gpt2'])
 
 
@@ -108,7 +110,7 @@ def gpt2_of(params, spec):
 @pytest.mark.parametrize(('spec', 'theirs'), [(LLAMA, llama_of), (GPT2, gpt2_of)], ids=['llama', 'gpt2'])
 def test_logits_equal_transformers(spec, theirs):
   params, tokens = make(spec)
-  ours = transformer.apply(params, tokens, spec, Numerics())
+  ours = transformer.apply(params, tokens, spec, Numerics(Linears(spec)))
   with torch.no_grad():
     expected = theirs(params, spec)(tokens).logits
   assert expected.abs().max() > 0.5
@@ -142,7 +144,7 @@ def test_a_logit_depends_on_no_later_token(spec):
   params, _ = make(spec)
   table = params['embedding.table'].clone().requires_grad_()
   distinct = torch.arange(20).view(1, 20)  # every position has its own row of the table, so its gradient tells the position
-  x = transformer.hidden({**params, 'embedding.table': table}, distinct, spec, Numerics())
+  x = transformer.hidden({**params, 'embedding.table': table}, distinct, spec, Numerics(Linears(spec)))
   for position in (0, 7, 18):
     (gradient,) = torch.autograd.grad(x[0, position].square().sum(), table, retain_graph=True)
     reached = gradient.abs().sum(-1)[:20] > 0
@@ -156,18 +158,18 @@ def test_masked_documents_do_not_see_each_other():
   end = LLAMA.vocab_size - 1
   first, second = torch.tensor([end, 3, 1, 4, 1]), torch.tensor([end, 5, 9, 2])
   row = torch.cat((first, second))[None]
-  masked = transformer.apply(params, row, LLAMA, Numerics(), document_mask(row, end))
-  alone = transformer.apply(params, first[None], LLAMA, Numerics())
+  masked = transformer.apply(params, row, LLAMA, PLAIN, document_mask(row, end))
+  alone = transformer.apply(params, first[None], LLAMA, PLAIN)
   torch.testing.assert_close(masked[:, :5], alone, atol=1e-5, rtol=1e-5)
   changed = row.clone()
   changed[0, 2] = 8
-  assert torch.equal(transformer.apply(params, changed, LLAMA, Numerics(), document_mask(changed, end))[:, 5:], masked[:, 5:])
-  assert not torch.equal(transformer.apply(params, changed, LLAMA, Numerics())[:, 5:], masked[:, 5:])
+  assert torch.equal(transformer.apply(params, changed, LLAMA, PLAIN, document_mask(changed, end))[:, 5:], masked[:, 5:])
+  assert not torch.equal(transformer.apply(params, changed, LLAMA, PLAIN)[:, 5:], masked[:, 5:])
 
 
 def test_bf16_is_near_fp32():
   params, tokens = make(LLAMA)
-  exact = transformer.apply(params, tokens, LLAMA, Numerics())
-  near = transformer.apply(params, tokens, LLAMA, Numerics(dtype=torch.bfloat16))
+  exact = transformer.apply(params, tokens, LLAMA, PLAIN)
+  near = transformer.apply(params, tokens, LLAMA, Numerics(Linears(LLAMA), torch.bfloat16))
   assert near.dtype == torch.bfloat16
   assert ((near.float() - exact).norm() / exact.norm()).item() < 0.03  # 2^-8 a rounding, a few dozen roundings deep

@@ -21,7 +21,6 @@ Shapes: L layers, 4 linears (LINEARS), 3 roles (ROLES), H steps of history, N to
 N, I and O divisible by 16.
 """
 
-import dataclasses
 import importlib
 
 import torch
@@ -100,22 +99,6 @@ def linear(
     return _ObserveGradient.apply(F.linear(x_NI, weight_OI.to(dtype), bias_O), amax_3)
   y_NO = _Linear.apply(x_NI, weight_OI, scale_3, amax_3, load(engine), recipe, torch.is_grad_enabled())
   return y_NO if bias_O is None else y_NO + bias_O
-
-
-@dataclasses.dataclass(frozen=True)
-class Fp8Linears:
-  """The linears of a model over one step's scales and amaxes. `engine` runs those in `fp8_linears`, `bf16` the others."""
-
-  scale_L43: Tensor
-  amax_L43: Tensor
-  precision: PrecisionSpec
-  engine: str
-
-  def __call__(self, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, layer: int, role: int) -> Tensor:
-    """`linear` with the state of layer `layer`, linear LINEARS[role]."""
-    scale_3, amax_3 = self.scale_L43[layer, role], self.amax_L43[layer, role]
-    engine = self.engine if LINEARS[role] in self.precision.fp8_linears else 'bf16'
-    return linear(x_NI, weight_OI, bias_O, scale_3, amax_3, engine, self.precision.fp8_recipe)
 
 
 def load(engine: str):

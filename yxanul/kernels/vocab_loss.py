@@ -25,7 +25,7 @@ def vocab_loss(
     table_VR: the head, FP32; it is cast to x's dtype for the products, its gradient is FP32.
     targets_N: int, in [0, V).
     weights_N: FP32; 0 leaves a token out of the loss.
-    engine: 'chunked', or 'reference' (all logits at once, plain autograd).
+    engine: 'triton' (a GPU, BF16, R a power of two), 'chunked', or 'reference' (all logits at once, plain autograd).
 
   Returns:
     The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
@@ -33,6 +33,10 @@ def vocab_loss(
   if engine == 'reference':
     nll_N = nll(x_NR, table_VR, targets_N)
     return (weights_N * nll_N).sum(), nll_N.detach()
+  if engine == 'triton':
+    from yxanul.kernels import vocab_loss_triton  # Triton is there on GPUs only
+
+    return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N)
   assert engine == 'chunked', engine
   return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N)
 

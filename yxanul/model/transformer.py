@@ -15,24 +15,21 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from yxanul.config.model_spec import LINEARS, ModelSpec
-from yxanul.kernels import attention, norm
-from yxanul.kernels.fp8 import Fp8Linears
-from yxanul.kernels.linear import Linears
+from yxanul.config.model_spec import ModelSpec
+from yxanul.kernels import attention
+from yxanul.kernels.linear import Linears, normalize
 
 Params = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-  """How `apply` computes: the dtype of the residual stream and the linears of the blocks.
+  """How `apply` computes."""
 
-  `linears` runs the four linears of a layer; under FP8 it holds the step's scales and collects its amaxes.
-  """
-
-  dtype: torch.dtype = torch.float32
-  linears: Linears | Fp8Linears = dataclasses.field(default_factory=Linears)
+  linears: Linears  # the sublayers' format; under FP8 it holds the step's scales and collects its amaxes
+  dtype: torch.dtype = torch.float32  # of the residual stream
   attention: str = 'sdpa'  # engine of kernels.attention
+  compiled: bool = False  # chains of elementwise operations fused by torch.compile
 
 
 def init(spec: ModelSpec, generator: torch.Generator) -> Params:
@@ -52,14 +49,17 @@ def init(spec: ModelSpec, generator: torch.Generator) -> Params:
 
 def hidden(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numerics, mask_B1TT: Tensor | None = None) -> Tensor:
   """The residual stream after the last norm, (B, T, D) in the numerics' dtype. `mask_B1TT` as in `kernels.attention`."""
-  x_BTD = embed(params, tokens_BT, spec, numerics.dtype)
+  x_BTD, delta_BTD = embed(params, tokens_BT, spec, numerics.dtype), None
   rope = None
   if spec.position == 'rope':
     rope = attention.rope_tables(tokens_BT.shape[1], spec.head_dim, spec.rope_theta, tokens_BT.device)
   layers = {name.removeprefix('blocks.'): p.unbind(0) for name, p in params.items() if name.startswith('blocks.')}
+  # Formats with state run kernels of their own, which torch.compile cannot look into; the plain one it fuses whole.
+  run = _compiled_block if numerics.compiled and type(numerics.linears) is Linears else block
   for layer in range(spec.n_layers):
-    x_BTD = block(x_BTD, {name: p[layer] for name, p in layers.items()}, layer, spec, numerics, rope, mask_B1TT)
-  return _norm(x_BTD, params, 'final_norm', spec)
+    p = {name: stacked[layer] for name, stacked in layers.items()}
+    x_BTD, delta_BTD = run(x_BTD, delta_BTD, p, numerics.linears.at(layer), spec, numerics, rope, mask_B1TT)
+  return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
 
 
 def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
@@ -71,24 +71,23 @@ def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype
   return x_BTD
 
 
-def block(x_BTD, p, layer, spec, numerics, rope, mask_B1TT) -> Tensor:
-  """One pre-norm layer. `p` holds its parameters without the prefix `blocks.`."""
-
-  def linear(name: str, x: Tensor) -> Tensor:
-    role = 'up' if name == 'gate_up' else name
-    return numerics.linears(x, p[f'{name}.weight'], p.get(f'{name}.bias'), layer, LINEARS.index(role))
-
-  qkv_BTO = linear('qkv', _norm(x_BTD, p, 'attention_norm', spec))
+def block(x_BTD, delta_BTD, p, linears, spec, numerics, rope, mask_B1TT) -> tuple[Tensor, Tensor]:
+  """One pre-norm layer: the stream so far and what is still to be added to it, in and out. `p` has no prefix `blocks.`."""
+  qkv_BTO, x_BTD = linears.norm_linear(x_BTD, delta_BTD, p)
   q, k, v = qkv_BTO.split((spec.d_query, spec.d_kv, spec.d_kv), -1)
   q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=spec.head_dim) for part in (q, k, v))
   if rope is not None:
-    q_BTHC, k_BTKC = attention.rope(q_BTHC, *rope), attention.rope(k_BTKC, *rope)
+    rotate = _compiled_rope if numerics.compiled else attention.rope
+    q_BTHC, k_BTKC = rotate(q_BTHC, *rope), rotate(k_BTKC, *rope)
   mixed_BTHC = attention.attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, numerics.attention)
-  x_BTD = x_BTD + linear('attention_out', rearrange(mixed_BTHC, 'b t h c -> b t (h c)'))
+  delta_BTD = linears.linear(rearrange(mixed_BTHC, 'b t h c -> b t (h c)'), p, 'attention_out')
+  delta_BTD, x_BTD = linears.norm_mlp(x_BTD, delta_BTD, p)
+  return x_BTD, delta_BTD
 
-  y_BTD = _norm(x_BTD, p, 'mlp_norm', spec)
-  y_BTF = norm.swiglu(linear('gate_up', y_BTD)) if spec.activation == 'swiglu' else norm.gelu(linear('up', y_BTD))
-  return x_BTD + linear('down', y_BTF)
+
+# Shapes are static within a stage: each stage compiles its own.
+_compiled_block = torch.compile(block, dynamic=False)
+_compiled_rope = torch.compile(attention.rope, dynamic=False)
 
 
 def head_input(params: Params, x_BTD: Tensor, spec: ModelSpec) -> Tensor:
@@ -100,9 +99,3 @@ def apply(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numerics
   """Logits of the next token, (B, T, V) in the numerics' dtype."""
   x_BTR = head_input(params, hidden(params, tokens_BT, spec, numerics, mask_B1TT), spec)
   return x_BTR @ params['embedding.table'].to(x_BTR.dtype).T
-
-
-def _norm(x_BTD: Tensor, p: Params, name: str, spec: ModelSpec) -> Tensor:
-  if spec.norm == 'rmsnorm':
-    return norm.rms_norm(x_BTD, p[f'{name}.weight'], spec.norm_eps)
-  return norm.layer_norm(x_BTD, p[f'{name}.weight'], p[f'{name}.bias'], spec.norm_eps)

@@ -28,7 +28,7 @@ input and its projection, and one FP32 log-sum-exp.
 import dataclasses
 
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
-from yxanul.config.spec import ExperimentSpec
+from yxanul.config.spec import ExperimentSpec, StageSpec
 
 VOCAB_CHUNK_BYTES = 256 * 2**20  # of FP32 logits that exist at one time: kernels.vocab_loss.CHUNK_BYTES
 
@@ -135,6 +135,29 @@ def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> MemoryE
     activations_bytes=tokens * (model.n_layers * sum(saved.values()) + ends),
     workspace_bytes=tokens * widest,
     vocab_loss_bytes=vocab_loss_bytes(model, precision, tokens),
+  )
+
+
+def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: int = 1) -> int:
+  """Into how many equal parts a stage's rows are split, so that the estimate of one fits in `memory_bytes`.
+
+  The smallest number that divides the rows of one device and leaves FP8 its multiple of 16 tokens.
+
+  Raises:
+    ValueError: not even one row at a time fits; the line names the stage, the need and what there is.
+  """
+  rows = stage.batch_size // devices
+  for n in range(1, rows + 1):
+    tokens = rows * stage.seq_len // n
+    if rows % n or (spec.precision.matmul == 'fp8' and tokens % 16):
+      continue
+    # Summed gradients stand beside those of the part under way.
+    total = estimate(spec.model, spec.precision, tokens).total_bytes + (4 * spec.model.parameter_count() if n > 1 else 0)
+    if total <= memory_bytes:
+      return n
+  raise ValueError(
+    f'stage of length {stage.seq_len}: needs about {total / 1e9:.1f} GB for its smallest part, {tokens} tokens, '
+    f'got {memory_bytes / 1e9:.1f} GB; wants a smaller model or --config.training.gpu_memory_gb raised'
   )
 
 

@@ -1,35 +1,133 @@
-"""A step for each stage: made once, then called by stage.
+"""A step for each stage, made once: eager, compiled, or captured as one CUDA graph.
 
-Execution is the experiment's choice: `eager` runs the step as it is written; `compile` gives every stage a torch.compile of its
-own (one function recompiled ten times would pass torch's limit of eight and silently run eager from the ninth).
+Execution is the experiment's choice:
+- `eager` runs the step as it is written;
+- `compile` fuses chains of elementwise operations by torch.compile;
+- `graph` does both and captures the whole step (forward, backward, clipping, optimizer, FP8 update, metrics) as one CUDA graph
+  a stage, so that no kernel waits for the host. Without a GPU it is `eager`.
+
+A graph reads and writes fixed memory: the state's own tensors, and buffers for tokens and rates. All graphs share one
+memory pool; that is sound because they never overlap and nothing but the metrics, which are copied out in stream order,
+leaves a replay. Warming runs each step once outside a graph (kernels compile, are tuned and find their workspaces), captures it, and puts the
+state back as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from yxanul.config.spec import StageSpec
 from yxanul.training.curriculum import Stage
-from yxanul.training.state import TrainState
+from yxanul.training.state import TrainState, flatten
 from yxanul.training.step import StepMetrics, TrainStep
+
+Make = Callable[[StageSpec, int, bool], TrainStep]  # (stage, pieces, compiled)
 
 
 class StepCache:
-  """`cache(stage, state, tokens, lr, max_norm)` runs that stage's step, made on its first use."""
+  """`cache(stage, state, tokens, lr, max_norm)` runs that stage's step, made on its first use or by `warm`."""
 
-  def __init__(self, make: Callable[[StageSpec], TrainStep], execution: str, device: torch.device):
-    self._make, self._execution, self._device = make, execution, device
-    self._steps: dict[int, TrainStep] = {}
+  def __init__(self, make: Make, execution: str, device: torch.device, pieces: Sequence[int]):
+    """`pieces` has, for each stage, the parts that its rows are split into."""
+    self._make, self._pieces, self._device = make, pieces, device
+    self._compiled = execution == 'compile' or (execution == 'graph' and device.type == 'cuda')
+    self._captures = execution == 'graph' and device.type == 'cuda'
+    self._steps: dict[int, TrainStep | _Captured] = {}
+    if self._compiled:
+      # Ten stages compile the same functions for ten shapes; torch stops at eight and would go on eagerly without a word.
+      torch._dynamo.config.recompile_limit = 256
+      torch._dynamo.config.fail_on_recompile_limit_hit = True
 
   def __len__(self) -> int:
     return len(self._steps)
+
+  @property
+  def captured(self) -> int:
+    """How many stages run as one graph."""
+    return sum(isinstance(step, _Captured) for step in self._steps.values())
+
+  def _step(self, stage: Stage) -> TrainStep:
+    return self._make(stage.spec, self._pieces[stage.index], self._compiled)
+
+  def warm(
+    self, stages: Sequence[Stage], state: TrainState, tokens: Callable[[Stage], Tensor], tell: Callable[[str], None]
+  ) -> None:
+    """Captures the step of every stage ahead of its use; the state is the same afterwards. Only under `graph` on a GPU.
+
+    Args:
+      stages: those that the run will still see.
+      state: the run's own: the graphs work on its tensors.
+      tokens: text of the shape of a stage's batch, on the device.
+      tell: takes a line about each stage.
+    """
+    if not self._captures:
+      return
+    before = {path: leaf.to('cpu', copy=True) for path, leaf in flatten(state).items()}
+    pool = torch.cuda.graph_pool_handle()
+    # The largest first: the others then find their memory in the pool.
+    for stage in sorted(stages, key=lambda s: -s.spec.tokens_per_step):
+      self._steps[stage.index] = captured = _Captured(self._step(stage), state, tokens(stage), pool)
+      tell(f'stage {stage.number}: captured, {captured.seconds:.1f} s')
+    for path, leaf in flatten(state).items():
+      leaf.copy_(before[path])
+    torch.cuda.synchronize(self._device)
 
   def __call__(
     self, stage: Stage, state: TrainState, tokens: Tensor, learning_rate: float, max_norm: float
   ) -> tuple[TrainState, StepMetrics]:
     if stage.index not in self._steps:
-      step = self._make(stage.spec)
-      self._steps[stage.index] = torch.compile(step, dynamic=False) if self._execution == 'compile' else step
-    scalars = (torch.tensor(value, dtype=torch.float32, device=self._device) for value in (learning_rate, max_norm))
-    return self._steps[stage.index](state, tokens, *scalars)
+      self._steps[stage.index] = self._step(stage)
+    step = self._steps[stage.index]
+    if isinstance(step, _Captured):
+      return step(state, tokens, learning_rate, max_norm)
+    rates = (torch.tensor(value, dtype=torch.float32, device=self._device) for value in (learning_rate, max_norm))
+    return step(state, tokens, *rates)
+
+
+class _Captured:
+  """One stage's step as a CUDA graph over the tensors of `state`."""
+
+  def __init__(self, step: TrainStep, state: TrainState, tokens: Tensor, pool) -> None:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    self._state, self._tokens = state, tokens.clone()
+    self._rates = torch.zeros(2, dtype=torch.float32, device=tokens.device)
+    self._rates_host = torch.zeros(2, dtype=torch.float32, pin_memory=True)
+    self._read = torch.cuda.Event()
+    self._read.record()
+
+    def run() -> StepMetrics:
+      after, metrics = step(state, self._tokens, *self._rates.unbind())
+      new = flatten(after)
+      for path, leaf in flatten(state).items():
+        if new[path] is not leaf:
+          leaf.copy_(new[path])
+      return metrics
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+      run()
+    torch.cuda.current_stream().wait_stream(side)
+    # What the warm-up left cached would not be there for the graph's own pool.
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    self._graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(self._graph, pool=pool):
+      self._metrics = run()
+    end.record()
+    end.synchronize()
+    self.seconds = start.elapsed_time(end) / 1e3
+
+  def __call__(
+    self, state: TrainState, tokens: Tensor, learning_rate: float, max_norm: float
+  ) -> tuple[TrainState, StepMetrics]:
+    assert state is self._state, 'a captured step works on the state that it was captured with'
+    self._tokens.copy_(tokens, non_blocking=True)
+    self._read.synchronize()  # the copy of the step before, long done: the pinned buffer may be written again
+    self._rates_host[0], self._rates_host[1] = learning_rate, max_norm
+    self._rates.copy_(self._rates_host, non_blocking=True)
+    self._read.record()
+    self._graph.replay()
+    return self._state, self._metrics

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yxanul.config.spec import ExperimentSpec, ModelSpec, PrecisionSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec, ModelSpec, StageSpec
 from yxanul.kernels import fp8
 from yxanul.kernels.attention import document_mask
 from yxanul.kernels.capabilities import Engines
+from yxanul.kernels.fp8_linears import Fp8Linears
+from yxanul.kernels.linear import Linears
 from yxanul.kernels.vocab_loss import vocab_loss
 from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
@@ -51,13 +53,15 @@ def is_fp8(engines: Engines) -> bool:
   return engines.linear in ('te', 'torch', 'reference')
 
 
-def plain_numerics(engines: Engines) -> Numerics:
+def plain_numerics(spec: ExperimentSpec, engines: Engines, compiled: bool = False) -> Numerics:
   """Numerics without FP8: for evaluation and sampling, and for training where no linear runs in FP8."""
-  return Numerics(torch.float32 if engines.linear == 'fp32' else torch.bfloat16, attention=engines.attention)
+  dtype = torch.float32 if engines.linear == 'fp32' else torch.bfloat16
+  return Numerics(Linears(spec.model), dtype, engines.attention, compiled)
 
 
-def _fp8_numerics(engines: Engines, precision: PrecisionSpec, scale: Tensor, amax: Tensor, engine: str) -> Numerics:
-  return dataclasses.replace(plain_numerics(engines), linears=fp8.Fp8Linears(scale, amax, precision, engine))
+def _fp8_numerics(spec: ExperimentSpec, engines: Engines, engine: str, scale: Tensor, amax: Tensor, compiled: bool) -> Numerics:
+  linears = Fp8Linears(spec.model, spec.precision, engine, scale, amax)
+  return dataclasses.replace(plain_numerics(spec, engines, compiled), linears=linears)
 
 
 def loss_of(
@@ -71,28 +75,55 @@ def loss_of(
   return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
 
 
-def _differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text):
-  """Mean loss a token, every token's nats, and the gradients by name."""
+def _differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text, pieces: int = 1):
+  """Mean loss a token, nats of the targets that count, and the gradients by name, summed in FP32 over `pieces` of the rows."""
   leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
   n_tokens = tokens.shape[0] - 1
-  weights_N = torch.full((n_tokens,), 1.0 / n_tokens, dtype=torch.float32, device=tokens.device)
-  loss, nll_N = loss_of(leaves, tokens, weights_N, stage, spec.model, numerics, text, engines.vocab_loss)
-  return loss.detach(), nll_N, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+  size = n_tokens // pieces
+  weights_M = torch.full((size,), 1.0 / n_tokens, dtype=torch.float32, device=tokens.device)
+  loss = nats = gradients = None
+  for start in range(0, n_tokens, size):
+    piece = tokens[start : start + size + 1]
+    part, nll_M = loss_of(leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss)
+    part_gradients = dict(zip(leaves, torch.autograd.grad(part, list(leaves.values())), strict=True))
+    part, part_nats = part.detach(), (nll_M * (piece[1:] != text.end_of_text_id)).double().sum()
+    if gradients is None:
+      loss, nats, gradients = part, part_nats, part_gradients
+    else:
+      loss, nats = loss + part, nats + part_nats
+      for name, gradient in part_gradients.items():
+        gradients[name].add_(gradient)
+  return loss, nats, gradients
 
 
-def make_train_step(spec: ExperimentSpec, stage: StageSpec, optimizer: Transform, engines: Engines, text: Text) -> TrainStep:
+def make_train_step(
+  spec: ExperimentSpec,
+  stage: StageSpec,
+  optimizer: Transform,
+  engines: Engines,
+  text: Text,
+  pieces: int = 1,
+  compiled: bool = False,
+) -> TrainStep:
   """The step of one stage.
+
+  Args:
+    pieces: the rows go through the model in this many equal parts, whose gradients are summed: less memory, same step.
+    compiled: chains of elementwise operations are fused by torch.compile.
 
   Returns:
     train_step(state, tokens, learning_rate, max_norm): tokens (N + 1,) int32, the rates 0-d FP32.
   """
+  assert stage.batch_size % pieces == 0
+  update = torch.compile(optimizer.update, dynamic=False) if compiled else optimizer.update
 
   def train_step(state: TrainState, tokens: Tensor, learning_rate: Tensor, max_norm: Tensor) -> tuple[TrainState, StepMetrics]:
-    numerics, amax = plain_numerics(engines), None
+    numerics, amax = plain_numerics(spec, engines, compiled), None
     if is_fp8(engines):
-      amax = torch.zeros_like(state.fp8_state['scale'])
-      numerics = _fp8_numerics(engines, spec.precision, state.fp8_state['scale'], amax, engines.linear)
-    loss, nll_N, gradients = _differentiate(state.params, tokens, stage, spec, numerics, engines, text)
+      scale = state.fp8_state['scale']
+      amax = torch.zeros_like(scale)
+      numerics = _fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
+    loss, nats, gradients = _differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
     with torch.no_grad():
       norm = global_norm(gradients)
       finite = torch.isfinite(loss) & torch.isfinite(norm)
@@ -101,13 +132,12 @@ def make_train_step(spec: ExperimentSpec, stage: StageSpec, optimizer: Transform
         finite = finite & torch.isfinite(amax).all()
         fp8_state = fp8.update(fp8_state, amax, spec.precision, finite)
       ok = finite.float()
-      updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, Hyper(learning_rate, max_norm, norm, ok))
+      updates, opt_state = update(gradients, state.opt_state, state.params, Hyper(learning_rate, max_norm, norm, ok))
       params = apply_updates(state.params, updates)
-      targets_N = tokens[1:]
       metrics = StepMetrics(
         loss=loss.double(),
-        nats=(nll_N * (targets_N != text.end_of_text_id)).double().sum(),
-        bytes=text.token_bytes_V[targets_N].sum().double(),
+        nats=nats,
+        bytes=text.token_bytes_V[tokens[1:]].sum().double(),
         grad_norm=norm.double(),
         skipped=1.0 - ok.double(),
       )
@@ -118,15 +148,16 @@ def make_train_step(spec: ExperimentSpec, stage: StageSpec, optimizer: Transform
 
 
 def calibrate(
-  state: TrainState, tokens: Tensor, stage: StageSpec, spec: ExperimentSpec, engines: Engines, text: Text
-) -> TrainState:
+  state: TrainState, tokens: Tensor, stage: StageSpec, spec: ExperimentSpec, engines: Engines, text: Text, pieces=1
+):
   """The state with FP8 scales from a forward and backward over a first batch; nothing else changes.
 
   Scales of 1 would start blind: every gradient of a mean over many tokens underflows E5M2.
   """
-  amax = torch.zeros_like(state.fp8_state['scale'])
-  numerics = _fp8_numerics(engines, spec.precision, state.fp8_state['scale'], amax, 'calibrate')
-  _differentiate(state.params, tokens, stage, spec, numerics, engines, text)
+  scale = state.fp8_state['scale']
+  amax = torch.zeros_like(scale)
+  numerics = _fp8_numerics(spec, engines, 'calibrate', scale, amax, False)
+  _differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
   return state._replace(fp8_state=fp8.update(state.fp8_state, amax, spec.precision, torch.isfinite(amax).all()))
 
 
@@ -140,7 +171,7 @@ def make_eval_step(spec: ExperimentSpec, seq_len: int, engines: Engines, text: T
   @torch.no_grad()
   def eval_step(params: transformer.Params, tokens: Tensor, counts_BT: Tensor) -> Tensor:
     counts_N = counts_BT.flatten()
-    numerics = plain_numerics(engines)
+    numerics = plain_numerics(spec, engines)
     _, nll_N = loss_of(params, tokens, counts_N.float(), rows, spec.model, numerics, text, engines.vocab_loss)
     return (nll_N.double() * counts_N).sum()
 
