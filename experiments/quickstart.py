@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     stage.seq_len = seq_len
     stage.batch_size = stage.reference_batch_size = TOKENS_PER_STEP // seq_len
 
-  config.optimizer.peak_lr = 3e-3
+  config.optimizer.peak_lr = 2e-3
   config.optimizer.warmup_share = 0.02
 
   config.training.execution = 'eager'
@@ -62,6 +62,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.evaluation.every_share = 0.1
   config.evaluation.xz_mark = True
 
-  config.sample.prompts = ('The ', 'If the ', 'A class definition')
-  config.sample.tokens = 80
+  config.sample.prompts = ('The', 'If the', 'A class definition')
+  config.sample.tokens = 100
+  config.sample.temperature = 0.5
+  config.sample.top_k = 20
   return config

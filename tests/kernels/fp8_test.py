@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from yxanul.config.model_spec import LINEARS, ModelSpec, PrecisionSpec
 from yxanul.kernels import fp8, fp8_reference
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, scale_of
+from yxanul.kernels.fp8_linears import Fp8Linears
 
 MODEL = ModelSpec(vocab_size=64, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_hidden=96, max_positions=32)
 N_TOKENS = 512

@@ -8,8 +8,8 @@ Execution is the experiment's choice:
 
 A graph reads and writes fixed memory: the state's own tensors, and buffers for tokens and rates. All graphs share one
 memory pool; that is sound because they never overlap and nothing but the metrics, which are copied out in stream order,
-leaves a replay. Warming runs each step once outside a graph (kernels compile, are tuned and find their workspaces), captures it, and puts the
-state back as it was.
+leaves a replay. Warming runs each step once outside a graph (kernels compile, are tuned and find their workspaces),
+captures it, and puts the state back as it was.
 """
 
 from collections.abc import Callable, Sequence
