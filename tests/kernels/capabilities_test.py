@@ -110,6 +110,13 @@ def test_every_wish_on_every_device_gives_an_engine_that_can_run_there():
       assert engines == choose_engines(dataclasses.replace(device), precision)
 
 
+def test_the_triton_loss_takes_narrow_heads_only():
+  assert choose_engines(card(90), PrecisionSpec(), head_width=768).vocab_loss == 'chunked'
+  assert choose_engines(card(90), PrecisionSpec(), head_width=64).vocab_loss == 'triton'
+  (note,) = choose_engines(card(90), PrecisionSpec(vocab_loss_engine='triton'), head_width=768).notes
+  assert 'got 768' in note
+
+
 @pytest.mark.parametrize(
   ('precision', 'hint'),
   [(PrecisionSpec(attention_engine='cuddn'), 'cudnn'), (PrecisionSpec(vocab_loss_engine='tritton'), 'triton')],

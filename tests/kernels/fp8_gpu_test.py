@@ -74,7 +74,7 @@ def test_casts_are_bit_for_bit_the_reference(engine):
       wants = reference.cast(x, scale, wants_amax, dtype, True, True)
       for a, b in zip(got, wants, strict=True):
         assert torch.equal(a.data.view(torch.uint8), b.data.view(torch.uint8))
-        assert relative(a.scale_inv, b.scale_inv) < 1e-7
+        assert relative(a.scale_inv, b.scale_inv) < 3e-7  # a division rounded to within two steps
       assert torch.equal(amax, wants_amax)
 
 

@@ -73,8 +73,11 @@ def detect() -> Capabilities:
   )
 
 
-def choose_engines(capabilities: Capabilities, precision: PrecisionSpec) -> Engines:
+def choose_engines(capabilities: Capabilities, precision: PrecisionSpec, head_width: int = 128) -> Engines:
   """The engines that run `precision` on a device with these capabilities.
+
+  Args:
+    head_width: of what meets the vocabulary table: embedding_rank, or d_model where the table is not factorized.
 
   Raises:
     ValueError: `attention_engine` or `vocab_loss_engine` names no engine.
@@ -83,7 +86,7 @@ def choose_engines(capabilities: Capabilities, precision: PrecisionSpec) -> Engi
   one_of(precision.vocab_loss_engine, VOCAB_LOSS_ENGINES, 'precision.vocab_loss_engine')
   linear, linear_notes = _linear(capabilities, precision)
   attention, attention_notes = _attention(capabilities, precision.attention_engine, linear)
-  vocab_loss, vocab_loss_notes = _vocab_loss(capabilities, precision.vocab_loss_engine, linear)
+  vocab_loss, vocab_loss_notes = _vocab_loss(capabilities, precision.vocab_loss_engine, linear, head_width)
   return Engines(linear, attention, vocab_loss, (*linear_notes, *attention_notes, *vocab_loss_notes))
 
 
@@ -136,7 +139,7 @@ def _attention(c: Capabilities, wish: str, linear: str) -> tuple[str, list[str]]
   return (best, [f'attention runs through {best}, not {wish}: {obstacles[wish]}']) if obstacles[wish] else (wish, [])
 
 
-def _vocab_loss(c: Capabilities, wish: str, linear: str) -> tuple[str, list[str]]:
+def _vocab_loss(c: Capabilities, wish: str, linear: str, width: int) -> tuple[str, list[str]]:
   obstacle = ''
   if c.device == 'cpu':
     obstacle = 'no GPU'
@@ -146,6 +149,8 @@ def _vocab_loss(c: Capabilities, wish: str, linear: str) -> tuple[str, list[str]
     obstacle = f'needs sm_80, got {_sm(c)}'
   elif not c.has('triton'):
     obstacle = _absence(c, 'triton')
+  elif width not in (16, 32, 64, 128):
+    obstacle = f'needs 16, 32, 64 or 128 columns in front of the head, got {width}'
   if wish == 'auto':
     return ('chunked' if obstacle else 'triton'), []
   if wish == 'triton' and obstacle:

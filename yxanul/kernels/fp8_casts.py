@@ -15,8 +15,8 @@ from torch import Tensor
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, Matrix
 
 # Rows and columns of a tile, and the warps that work on it.
-CAST_TILE, SWIGLU_TILE, DSWIGLU_TILE, NORM_TILE = (128, 128, 8), (64, 128, 4), (64, 64, 4), (64, 128, 8)
-BACKWARD_ROWS, BACKWARD_PROGRAMS = 4, 1056  # of norm_backward: rows at a time; programs, each with one partial sum of the gain
+CAST_TILE, SWIGLU_TILE, DSWIGLU_TILE, NORM_TILE = (128, 128, 8), (64, 128, 8), (64, 128, 8), (64, 128, 8)
+BACKWARD_ROWS, BACKWARD_PROGRAMS = 8, 1056  # of norm_backward: rows at a time; programs, each with one partial sum of the gain
 
 # What results are stored as. Triton's interpreter rounds to FP8 wrongly: tests under it store float32 and round themselves.
 STORAGE = {FORWARD: FORWARD, BACKWARD: BACKWARD}
@@ -105,28 +105,35 @@ def dswiglu_cast(
 
 @triton.jit
 def _write(
-  y, rows, columns, m, k, stride, row_ptr, column_ptr, scale, amax_ptr,
+  y, rows, columns, m, k, stride, row_ptr, column_ptr, scale_ptr, amax_ptr,
   ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
   """Casts a tile of a (m, k) result and writes it both ways, rows `stride` apart. Outside the result y is zero."""
   tl.atomic_max(amax_ptr, tl.max(tl.abs(y)))
-  # Explicit, and passing NaN on: a conversion alone does not saturate everywhere, and a NaN must not become a number.
-  y = tl.clamp(y * scale, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
   inside = (rows < m)[:, None] & (columns < k)[None, :]
   if ROW:
-    tl.store(row_ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :], y.to(row_ptr.dtype.element_ty), inside)
+    row = _saturate(y * tl.load(scale_ptr), LARGEST)
+    tl.store(row_ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :], row.to(row_ptr.dtype.element_ty), inside)
   if COLUMN:
+    # Casts anew, by a scale that the compiler cannot know to be the same: ptxas 12.8 (Triton 3.6) loses half of the values
+    # when one conversion to FP8 feeds both stores. Seen on an H200; the tests compare both results bit for bit.
+    column = _saturate(y * tl.load(scale_ptr, volatile=True), LARGEST)
     places = column_ptr + columns.to(tl.int64)[:, None] * m + rows[None, :]
-    tl.store(places, tl.trans(y.to(column_ptr.dtype.element_ty)), tl.trans(inside))
+    tl.store(places, tl.trans(column.to(column_ptr.dtype.element_ty)), tl.trans(inside))
+
+
+@triton.jit
+def _saturate(y, LARGEST: tl.constexpr):
+  # Explicit, and passing NaN on: a conversion alone does not saturate everywhere, and a NaN must not become a number.
+  return tl.clamp(y, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _tile(BM: tl.constexpr, BK: tl.constexpr, scale_ptr, scale_inv_ptr):
-  """This program's rows and columns, and the scale; the first program writes its inverse."""
-  scale = tl.load(scale_ptr)
+  """This program's rows and columns; the first program writes the inverse of the scale."""
   if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-    tl.store(scale_inv_ptr, 1.0 / scale)
-  return tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BK + tl.arange(0, BK), scale
+    tl.store(scale_inv_ptr, 1.0 / tl.load(scale_ptr))
+  return tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BK + tl.arange(0, BK)
 
 
 @triton.jit
@@ -140,9 +147,9 @@ def _cast_kernel(
   x_ptr, scale_ptr, amax_ptr, scale_inv_ptr, row_ptr, column_ptr, m, k,
   BM: tl.constexpr, BK: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-  rows, columns, scale = _tile(BM, BK, scale_ptr, scale_inv_ptr)
+  rows, columns = _tile(BM, BK, scale_ptr, scale_inv_ptr)
   x = _read(x_ptr, rows, columns, m, k, k)
-  _write(x, rows, columns, m, k, k, row_ptr, column_ptr, scale, amax_ptr, ROW, COLUMN, LARGEST)
+  _write(x, rows, columns, m, k, k, row_ptr, column_ptr, scale_ptr, amax_ptr, ROW, COLUMN, LARGEST)
 
 
 @triton.jit
@@ -150,11 +157,11 @@ def _swiglu_cast_kernel(
   h_ptr, scale_ptr, amax_ptr, scale_inv_ptr, row_ptr, column_ptr, m, k,
   BM: tl.constexpr, BK: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-  rows, columns, scale = _tile(BM, BK, scale_ptr, scale_inv_ptr)
+  rows, columns = _tile(BM, BK, scale_ptr, scale_inv_ptr)
   gate = _read(h_ptr, rows, columns, m, k, 2 * k)
   up = _read(h_ptr + k, rows, columns, m, k, 2 * k)
   y = gate * tl.sigmoid(gate) * up
-  _write(y, rows, columns, m, k, k, row_ptr, column_ptr, scale, amax_ptr, ROW, COLUMN, LARGEST)
+  _write(y, rows, columns, m, k, k, row_ptr, column_ptr, scale_ptr, amax_ptr, ROW, COLUMN, LARGEST)
 
 
 @triton.jit
@@ -162,16 +169,16 @@ def _dswiglu_cast_kernel(
   dy_ptr, h_ptr, scale_ptr, amax_ptr, scale_inv_ptr, row_ptr, column_ptr, m, k,
   BM: tl.constexpr, BK: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-  rows, columns, scale = _tile(BM, BK, scale_ptr, scale_inv_ptr)
+  rows, columns = _tile(BM, BK, scale_ptr, scale_inv_ptr)
   dy = _read(dy_ptr, rows, columns, m, k, k)
   gate = _read(h_ptr, rows, columns, m, k, 2 * k)
   up = _read(h_ptr + k, rows, columns, m, k, 2 * k)
   sigmoid = tl.sigmoid(gate)
   dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
   dup = dy * gate * sigmoid
-  _write(dgate, rows, columns, m, k, 2 * k, row_ptr, column_ptr, scale, amax_ptr, ROW, COLUMN, LARGEST)
+  _write(dgate, rows, columns, m, k, 2 * k, row_ptr, column_ptr, scale_ptr, amax_ptr, ROW, COLUMN, LARGEST)
   second = column_ptr + m.to(tl.int64) * k
-  _write(dup, rows, columns, m, k, 2 * k, row_ptr + k, second, scale, amax_ptr, ROW, COLUMN, LARGEST)
+  _write(dup, rows, columns, m, k, 2 * k, row_ptr + k, second, scale_ptr, amax_ptr, ROW, COLUMN, LARGEST)
 
 
 @triton.jit
@@ -179,7 +186,7 @@ def _norm_cast_kernel(
   x_ptr, delta_ptr, sum_ptr, gain_ptr, rstd_ptr, scale_ptr, amax_ptr, scale_inv_ptr, row_ptr, column_ptr, m, k, eps,
   ADD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-  rows, first, scale = _tile(BM, BK, scale_ptr, scale_inv_ptr)
+  rows, first = _tile(BM, BK, scale_ptr, scale_inv_ptr)
   square = tl.zeros([BM], tl.float32)
   for start in range(0, k, BK):
     columns = start + first
@@ -200,7 +207,7 @@ def _norm_cast_kernel(
     x = _read(sum_ptr, rows, columns, m, k, k)
     gain = tl.load(gain_ptr + columns, columns < k, 0.0).to(tl.float32)
     y = x * rstd[:, None] * gain[None, :]
-    _write(y, rows, columns, m, k, k, row_ptr, column_ptr, scale, amax_ptr, ROW, COLUMN, LARGEST)
+    _write(y, rows, columns, m, k, k, row_ptr, column_ptr, scale_ptr, amax_ptr, ROW, COLUMN, LARGEST)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Engine `torch`: per-tensor FP8 through `torch._scaled_mm` (Ada, and Hopper or Blackwell without Transformer Engine).
 
-Casts are the Triton kernels of `fp8_casts`, or the reference's plain torch where there is no GPU or no Triton. M rows, K the axis a product sums
-over, N columns of the result.
+Casts are the Triton kernels of `fp8_casts`, or the reference's plain torch where there is no GPU or no Triton. M rows, K the
+axis a product sums over, N columns of the result.
 """
 
 import importlib.util

@@ -33,7 +33,7 @@ def vocab_loss(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Ten
   """sum(weights * nll) and every token's nll in nats; see `vocab_loss.vocab_loss`.
 
   Args:
-    x_NR: BF16 (FP32 under Triton's interpreter, which cannot multiply BF16); R a power of two, at least 16.
+    x_NR: BF16 (FP32 under Triton's interpreter, which cannot multiply BF16); R 16, 32, 64 or 128.
     table_VR: FP32 or BF16; cast to x's dtype for the products. Its gradient is summed in FP32.
     targets_N: int, in [0, V).
     weights_N: FP32, at least 0.
