@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import signal
@@ -36,6 +37,8 @@ def mixed_source(tmp_path, prose) -> Path:
       file.write('{broken\n' if i == 300 else json.dumps({'text': text}) + '\n')
   rows = pyarrow.table({'text': prose[500:1100], 'source': ['books'] * 600})
   pyarrow.parquet.write_table(rows, folder / 'b.parquet', row_group_size=97)
+  again = [text.replace('.', ' indeed.', 1) if i % 2 else text for i, text in enumerate(prose[:1100])]
+  (folder / 'e.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in again))
   (folder / 'c.txt').write_text('\n\n'.join(prose))
   (folder / 'd.txt').write_bytes(b'caf\xe9')
   return folder
@@ -97,7 +100,7 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
     small_steps(patch.setattr)
     whole = prepare.prepare(spec, tmp_path / 'whole')
   assert whole.train.manifest['problems']['counts'] == {'line': 1, 'encoding': 1}
-  assert whole.train.manifest['selection']['duplicate'] > 50
+  assert whole.train.manifest['selection']['duplicate'] > 500
   rng = random.Random(5)
   kills = 0
   while True:
@@ -113,13 +116,12 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
 
 
 SCRIPT = """
-import sys
+import pickle, sys
 from yxanul.data import prepare, prepare_workers
 from tests.data.prepare_kill_test import small_steps
 if __name__ == '__main__':
   small_steps()
   prepare_workers.IN_PROCESS_BYTES = 0
-  import pickle
   spec, folder = pickle.loads(bytes.fromhex(sys.argv[1]))
   print('begin', flush=True)
   prepare.prepare(spec, folder)
@@ -127,13 +129,14 @@ if __name__ == '__main__':
 
 
 def run_script(spec: DataSpec, folder: Path, script: Path, **kwargs) -> subprocess.Popen:
-  import pickle
-
   script.write_text(SCRIPT)
   argument = pickle.dumps((spec, folder)).hex()
   environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
-  kwargs = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | kwargs
-  return subprocess.Popen([sys.executable, script, argument], env=environment, start_new_session=True, **kwargs)
+  # Errors go to a file: a pipe would stay open for as long as any worker lives.
+  with script.with_suffix('.err').open('w') as errors:
+    return subprocess.Popen(
+      [sys.executable, script, argument], env=environment, start_new_session=True, stderr=errors, **kwargs
+    )
 
 
 def test_killed_workers_and_all(tmp_path, mixed_source, make_spec):
@@ -142,11 +145,11 @@ def test_killed_workers_and_all(tmp_path, mixed_source, make_spec):
   whole = prepare.prepare(spec, tmp_path / 'whole')
   rng = random.Random(1)
   for _ in range(2):
-    process = run_script(spec, tmp_path / 'killed', tmp_path / 'script.py')
-    assert process.stdout.readline() == 'begin\n'
+    process = run_script(spec, tmp_path / 'killed', tmp_path / 'script.py', stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b'begin\n'
     time.sleep(rng.uniform(0.2, 1.2))
     process.kill()
-    process.communicate()
+    process.wait()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
       try:
@@ -155,6 +158,7 @@ def test_killed_workers_and_all(tmp_path, mixed_source, make_spec):
         break
       time.sleep(0.05)
     else:
+      os.killpg(process.pid, signal.SIGKILL)
       pytest.fail('workers outlived the process that they work for')
   process = run_script(spec, tmp_path / 'killed', tmp_path / 'script.py')
   assert process.wait() == 0
@@ -167,9 +171,10 @@ def test_a_full_disk_says_so_and_goes_on_later(tmp_path, mixed_source, make_spec
   spec = make_spec(mixed_source, on_error='skip')
   limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
   process = run_script(spec, tmp_path / 'full', tmp_path / 'script.py', preexec_fn=limit)
-  _, errors = process.communicate()
-  assert 'ValueError' in errors.splitlines()[-1]
-  assert 'no space left' in errors.splitlines()[-1]
+  assert process.wait() == 1
+  last = (tmp_path / 'script.err').read_text().splitlines()[-1]
+  assert last.startswith('ValueError')
+  assert 'no space left' in last
   prepare.prepare(spec, tmp_path / 'full')
   prepare.prepare(spec, tmp_path / 'whole')
   assert files_of(tmp_path / 'full') == files_of(tmp_path / 'whole')

@@ -12,6 +12,7 @@ leaves a replay. Warming runs each step once outside a graph (kernels compile, a
 captures it, and puts the state back as it was.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,11 +65,17 @@ class StepCache:
     if not self._captures:
       return
     before = {path: leaf.to('cpu', copy=True) for path, leaf in flatten(state).items()}
-    pool = torch.cuda.graph_pool_handle()
+    started = time.perf_counter()
+    captured = {stage.index: _Captured(self._step(stage), state, tokens(stage)) for stage in stages}
+    tell(f'{len(stages)} stages compiled and tuned in {time.perf_counter() - started:.1f} s')
+    # Only now, and with nothing cached: a graph's pool is closed to whatever runs outside it.
+    torch.cuda.empty_cache()
+    started, pool = time.perf_counter(), torch.cuda.graph_pool_handle()
     # The largest first: the others then find their memory in the pool.
     for stage in sorted(stages, key=lambda s: -s.spec.tokens_per_step):
-      self._steps[stage.index] = captured = _Captured(self._step(stage), state, tokens(stage), pool)
-      tell(f'stage {stage.number}: captured, {captured.seconds:.1f} s')
+      captured[stage.index].capture(pool)
+    self._steps.update(captured)
+    tell(f'{len(stages)} stages captured in {time.perf_counter() - started:.1f} s')
     for path, leaf in flatten(state).items():
       leaf.copy_(before[path])
     torch.cuda.synchronize(self._device)
@@ -86,39 +93,32 @@ class StepCache:
 
 
 class _Captured:
-  """One stage's step as a CUDA graph over the tensors of `state`."""
+  """One stage's step over the tensors of `state`: run once when it is made, then captured as a CUDA graph."""
 
-  def __init__(self, step: TrainStep, state: TrainState, tokens: Tensor, pool) -> None:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    self._state, self._tokens = state, tokens.clone()
+  def __init__(self, step: TrainStep, state: TrainState, tokens: Tensor) -> None:
+    self._step, self._state, self._tokens = step, state, tokens.clone()
     self._rates = torch.zeros(2, dtype=torch.float32, device=tokens.device)
     self._rates_host = torch.zeros(2, dtype=torch.float32, pin_memory=True)
     self._read = torch.cuda.Event()
-    self._read.record()
-
-    def run() -> StepMetrics:
-      after, metrics = step(state, self._tokens, *self._rates.unbind())
-      new = flatten(after)
-      for path, leaf in flatten(state).items():
-        if new[path] is not leaf:
-          leaf.copy_(new[path])
-      return metrics
-
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-      run()
+      self._run()
     torch.cuda.current_stream().wait_stream(side)
-    # What the warm-up left cached would not be there for the graph's own pool.
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+
+  def _run(self) -> StepMetrics:
+    after, metrics = self._step(self._state, self._tokens, *self._rates.unbind())
+    new = flatten(after)
+    for path, leaf in flatten(self._state).items():
+      if new[path] is not leaf:
+        leaf.copy_(new[path])
+    return metrics
+
+  def capture(self, pool) -> None:
     self._graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(self._graph, pool=pool):
-      self._metrics = run()
-    end.record()
-    end.synchronize()
-    self.seconds = start.elapsed_time(end) / 1e3
+      self._metrics = self._run()
 
   def __call__(
     self, state: TrainState, tokens: Tensor, learning_rate: float, max_norm: float
