@@ -1,0 +1,89 @@
+"""python -m yxanul.tools.bench: its tables and JSON, what it leaves behind, and one line for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+def bench(*arguments) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-m', 'yxanul.tools.bench', *map(str, arguments)],
+    cwd=tiny.REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
+  )
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> Path:
+  return tmp_path_factory.mktemp('bench') / 'work'
+
+
+def test_stages_against_another_format(workdir, tmp_path):
+  path = tmp_path / 'bench.json'
+  short = ('--steps=2', '--profile_steps=2', '--only=1,10')
+  done = bench(*tiny.flags(), f'--workdir={workdir}', *short, '--against=bf16', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  for words in ('quickstart, fp32 linears', 'quickstart, bf16 linears', 'ms a step by part', 'fp32 against bf16', 'no GPU'):
+    assert words in done.stdout
+  assert [p.name for p in workdir.iterdir()] == ['data']
+  result = json.loads(path.read_text())
+  assert result['what'] == 'bench-quickstart'
+  assert result['command'].startswith('python -m yxanul.tools.bench --config=experiments/quickstart.py')
+  assert result['hardware'] == 'CPU'
+  assert result['n'] == 2
+  assert 'torch' in result['versions']
+  assert 'perf_counter' in result['clock']
+  assert set(result['figures']) == {'tokens_per_second_8', 'tokens_per_second_192'}  # two stages are not the schedule
+  assert [row['stage'] for row in result['stages']] == [1, 10]
+  against = result['against']
+  assert (result['precision'], against['precision']) == ('fp32', 'bf16')
+  ratio = result['stages'][1]['tokens_per_second'] / against['stages'][1]['tokens_per_second']
+  assert against['ratios']['stages'][1]['ratio'] == pytest.approx(ratio)
+
+
+def test_the_loader_as_json_on_standard_output(workdir):
+  done = bench(*tiny.flags(), f'--workdir={workdir}', '--what=loader', '--only=3', '--json=-')
+  assert done.returncode == 0, done.stderr
+  result = json.loads(done.stdout)
+  assert 'Loader' in done.stderr
+  assert result['what'] == 'loader'
+  (row,) = result['stages']
+  assert (row['stage'], row['seq_len']) == (3, 16)
+  assert result['figures']['tokens_per_second_min']['value'] == row['tokens_per_second'] > 1e4
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'problem'),
+  [
+    (['--workdir=x'], 'error: --config: missing, wants experiments/NAME.py'),
+    (
+      [*tiny.flags(), '--workdir=x', '--what=stage'],
+      "error: --what: got 'stage', wants one of stages, loader (did you mean 'stages'?)",
+    ),
+    ([*tiny.flags(), '--workdir=x', '--only=1,11'], "error: --only: got '11', wants stages between 1 and 10"),
+    ([*tiny.flags(), '--workdir=x', '--only=one'], "error: --only: got 'one', wants stages between 1 and 10"),
+    ([*tiny.flags(), '--workdir=x', '--steps=0'], 'error: flag --steps=0: 0 is not a positive integer'),
+    ([*tiny.flags()], 'error: --workdir: missing, wants the folder for the prepared data'),
+    (
+      [*tiny.flags(), '--workdir=x', '--json=/no/such/bench.json'],
+      'error: --json=/no/such/bench.json: the folder does not exist',
+    ),
+    ([*tiny.flags(), '--workdir=x', '--peers'], 'error: --peers: wants a GPU'),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, problem, tmp_path):
+  done = bench(*(f'--workdir={tmp_path / "x"}' if a == '--workdir=x' else a for a in arguments))
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith(problem)
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert not (tmp_path / 'x').exists()

@@ -1,0 +1,117 @@
+"""Tables of the benchmark, drawn from its rows as `tables` draws others: values come in raw and are written here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from yxanul.reporting import numbers, tables
+
+Row = Mapping[str, Any]
+
+
+def _per_second(value: float | None) -> str:
+  return '–' if value is None else f'{numbers.byte_size(value)}/s'
+
+
+def _ms(value: float | None) -> str:
+  """Three digits where there are so many; nothing stands for nothing."""
+  if not value:
+    return '–' if value is None else ''
+  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
+
+
+def _spread(value: tuple[float, float] | None) -> str:
+  return '' if value is None else f'{_ms(value[0])} – {_ms(value[1])}'
+
+
+def _times(value: float | None) -> str:
+  return '–' if value is None else f'{value:.2f}×'
+
+
+def stage_table(result: Row) -> Table:
+  """A line a stage, then the schedule's; `result` as `training.benchmark.measure` gives it. Stages that failed are left out."""
+  rows = [
+    {**row, 'spread': (row['ms_p10'], row['ms_p90']), 'gpu_busy': row.get('profile', {}).get('gpu_busy')}
+    for row in result['stages']
+    if 'ms' in row
+  ]
+  columns = [
+    ('stage', 'stage', str),
+    ('seq_len', 'length', '{:,}'.format),
+    ('batch_size', 'batch', '{:,}'.format),
+    ('pieces', 'pieces', str),
+    ('token_share', 'share', numbers.percent),
+    ('n', 'n', str),
+    ('ms', 'ms\n/step', _ms),
+    ('spread', '10th – 90th\npercentile', _spread),
+    ('tokens_per_second', 'tokens\n/s', numbers.count),
+    ('bytes_per_second', 'text', _per_second),
+    ('mfu', 'MFU', numbers.percent),
+    ('gpu_busy', 'kernels\ncover', numbers.percent),
+    ('peak_bytes', 'peak\nmemory', numbers.byte_size),
+    ('reserved_bytes', 'reserved', numbers.byte_size),
+  ]
+  title = f'{result["experiment"]}, {result["precision"]} linears, execution {result["execution"]}'
+  schedule = result['schedule']
+  total = schedule and {**schedule, 'stage': 'all' if schedule['complete'] else 'these'}
+  return tables._table(rows, columns, title, left=set(), total=total)
+
+
+def parts_table(result: Row) -> Table | None:
+  """Ms a step by part, a line a stage; None where nothing was profiled."""
+  profiles = [{**row, **row['profile']} for row in result['stages'] if 'parts_ms' in row.get('profile', {})]
+  if not profiles:
+    return None
+  parts = list(profiles[0]['parts_ms'])
+  columns = [
+    ('stage', 'stage', str),
+    ('seq_len', 'length', '{:,}'.format),
+    *((part, part, _ms) for part in parts),
+    ('idle_ms', 'idle', _ms),
+    ('wall_ms', 'wall', _ms),
+  ]
+  rows = [{**row, **row['parts_ms']} for row in profiles]
+  return tables._table(rows, columns, f'{result["experiment"]}: ms a step by part, under the profiler', left=set())
+
+
+def against_table(ratios: Row, names: tuple[str, str]) -> Table:
+  """Tokens/s of two runs side by side, as `training.benchmark.ratios` gives them; a line for the schedule."""
+  columns = [
+    ('stage', 'stage', str),
+    ('seq_len', 'length', '{:,}'.format),
+    ('tokens_per_second', f'{names[0]}\ntokens/s', numbers.count),
+    ('against_tokens_per_second', f'{names[1]}\ntokens/s', numbers.count),
+    ('ratio', 'ratio', _times),
+  ]
+  total = {'stage': 'all' if ratios['complete'] else 'these', 'ratio': ratios['schedule']}
+  return tables._table(ratios['stages'], columns, f'{names[0]} against {names[1]}', left=set(), total=total)
+
+
+def peers_table(rows: list[Row]) -> Table:
+  """GPT-2 in each of its formats; rows as `training.benchmark_peers.measure_peer` gives them. Failed ones are left out."""
+  columns = [
+    ('peer', 'GPT-2 124M', str),
+    ('seq_len', 'length', '{:,}'.format),
+    ('batch_size', 'batch', str),
+    ('pieces', 'pieces', str),
+    ('n', 'n', str),
+    ('ms', 'ms\n/step', _ms),
+    ('spread', '10th – 90th\npercentile', _spread),
+    ('tokens_per_second', 'tokens\n/s', numbers.count),
+    ('mfu', 'MFU', numbers.percent),
+    ('peak_bytes', 'peak\nmemory', numbers.byte_size),
+  ]
+  rows = [{**row, 'spread': (row['ms_p10'], row['ms_p90'])} for row in rows if 'ms' in row]
+  return tables._table(rows, columns, 'Peers', left={'peer'})
+
+
+def loader_table(rows: list[Row]) -> Table:
+  """The loader alone: 'stage', 'seq_len', 'batch_size', 'tokens_per_second'."""
+  columns = [
+    ('stage', 'stage', str),
+    ('seq_len', 'length', '{:,}'.format),
+    ('batch_size', 'batch', '{:,}'.format),
+    ('tokens_per_second', 'tokens\n/s', numbers.count),
+  ]
+  return tables._table(rows, columns, 'Loader', left=set())

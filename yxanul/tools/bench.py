@@ -1,0 +1,205 @@
+"""Measures how fast an experiment trains on this device: each of its stages, and the whole schedule.
+
+Command: python -m yxanul.tools.bench --config=experiments/ultra.py:gpu=h200,source=PATH --workdir=runs/bench --json=bench.json
+`--against=bf16` runs everything again with BF16 linears and gives the ratios; `--peers` times a plain GPT-2 124M beside it;
+`--what=loader` measures the loader alone. How the figures are come by: yxanul/training/benchmark.py.
+
+Every stage takes 3 + steps + 1 + profile_steps steps. At gpu=h200's batches and 300,000 tokens/s the default is ten minutes;
+--steps, --profile_steps and --only=1,5,10 shorten it. The JSON file is written anew after every stage, so that what is cut
+short is not lost. Nothing stays in the workdir but the prepared data.
+"""
+
+import dataclasses
+import difflib
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from yxanul.config import cli, convert, registry
+from yxanul.config.spec import ExperimentSpec
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Prepare the data in WORKDIR/data, where a run in WORKDIR looks for it.')
+_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages or loader.')
+_STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every stage, after three that are not.', lower_bound=1)
+_PROFILE_STEPS = flags.DEFINE_integer('profile_steps', 10, 'Steps of every stage under the profiler; 0: none.', lower_bound=0)
+_ONLY = flags.DEFINE_list('only', [], 'These stages alone, such as 1,5,10.')
+_AGAINST = flags.DEFINE_enum('against', None, ['bf16', 'fp32'], 'Measure again with linears in this format, and compare.')
+_PEERS = flags.DEFINE_bool('peers', False, 'Time a plain GPT-2 124M too: FP32 and TF32 eager, BF16 as a graph.')
+_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output.')
+
+Result = dict[str, Any]
+
+
+class _Report:
+  """Where lines, tables and the JSON go. With --json=- standard output is the JSON's alone."""
+
+  def __init__(self):
+    from rich.console import Console
+
+    self.console = Console(stderr=_JSON.value == '-')
+
+  def line(self, text: str) -> None:
+    self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+  def table(self, table: Any) -> None:
+    from yxanul.reporting import tables
+
+    tables.print_table(table, self.console)
+
+  def save(self, result: Result) -> None:
+    if _JSON.value and _JSON.value != '-':
+      Path(_JSON.value).write_text(json.dumps(result, indent=1) + '\n')
+
+
+def _chosen_stages(spec: ExperimentSpec) -> list[int]:
+  last = len(spec.curriculum.stages)
+  for text in _ONLY.value:
+    if not text.isdecimal() or not 1 <= int(text) <= last:
+      raise ValueError(f'--only: got {text!r}, wants stages between 1 and {last}, such as --only=1,{last}')
+  return sorted({int(text) for text in _ONLY.value}) or list(range(1, last + 1))
+
+
+def _prepared(spec: ExperimentSpec, report: _Report):
+  from yxanul.data import prepare
+  from yxanul.reporting.phases import Phases
+
+  with Phases(report.console) as phases:
+    return prepare.prepare(spec.data, spec.data.directory or Path(_WORKDIR.value) / 'data', phases)
+
+
+def _envelope(what: str, capabilities: Any) -> Result:
+  return {
+    'what': what,
+    'command': shlex.join(['python', '-m', 'yxanul.tools.bench', *sys.argv[1:]]),
+    'hardware': capabilities.name,
+    'versions': {'python': platform.python_version(), **dict(capabilities.versions)},
+  }
+
+
+def _stages(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
+  """Each stage's step, the schedule; the same in another format; the peers."""
+  from yxanul.kernels.capabilities import detect
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark
+
+  capabilities = detect()
+  if _PEERS.value and capabilities.device == 'cpu':
+    raise ValueError('--peers: wants a GPU; a step of GPT-2 124M over 64 rows of 1024 tokens takes a CPU many minutes')
+  prepared = _prepared(spec, report)
+  effort = benchmark.Effort(steps=_STEPS.value, profile_steps=_PROFILE_STEPS.value)
+  result = _envelope(f'bench-{spec.name}', capabilities)
+  result |= {'n': effort.steps, 'clock': 'CUDA events' if capabilities.device == 'cuda' else "the host's perf_counter, no GPU"}
+
+  def save(measured: Result) -> None:
+    result.update(figures=benchmark.figures(measured), **measured)
+    report.save(result)
+
+  measured = benchmark.measure(spec, stages, prepared, capabilities, effort, report.line, save)
+  report.table(bench_tables.stage_table(measured))
+  if parts := bench_tables.parts_table(measured):
+    report.table(parts)
+  report.line(f'clock: {result["clock"]}; {capabilities.name}; ready after {measured["warm_seconds"]:.1f} s')
+  if _AGAINST.value:
+    _against(spec, measured, prepared, capabilities, effort, result, report)
+  if _PEERS.value:
+    _peers(spec, prepared, capabilities, effort, result, report)
+  return result
+
+
+def _against(spec, measured: Result, prepared, capabilities, effort, result: Result, report: _Report) -> None:
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark
+
+  other = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul=_AGAINST.value))
+  stages = [row['stage'] for row in measured['stages']]
+  report.line(f'now with {_AGAINST.value} linears')
+  theirs = benchmark.attempt(
+    f'--against={_AGAINST.value}',
+    lambda: benchmark.measure(other, stages, prepared, capabilities, effort, report.line),
+    report.line,
+  )
+  result['against'] = {'format': _AGAINST.value, **theirs}
+  if 'error' not in theirs:
+    result['against']['ratios'] = ratios = benchmark.ratios(measured, theirs)
+    report.table(bench_tables.stage_table(theirs))
+    if parts := bench_tables.parts_table(theirs):
+      report.table(parts)
+    names = measured['precision'], theirs['precision']
+    report.table(bench_tables.against_table(ratios, names))
+    if ratios['complete']:
+      result['figures']['_over_'.join(names)] = {'value': ratios['schedule'], 'unit': 'times'}
+  report.save(result)
+
+
+def _peers(spec: ExperimentSpec, prepared, capabilities, effort, result: Result, report: _Report) -> None:
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark, benchmark_peers
+
+  baseline = convert.from_config(registry.load(str(registry.experiments_folder() / 'baseline_gpt2.py')))
+  training = dataclasses.replace(baseline.training, gpu_memory_gb=spec.training.gpu_memory_gb)
+  baseline = dataclasses.replace(baseline, training=training)
+  result['peers'] = []
+  for name in benchmark_peers.PEERS:
+    row = benchmark.attempt(
+      f'GPT-2, {name}',
+      lambda name=name: benchmark_peers.measure_peer(
+        baseline, name, benchmark_peers.ROWS, prepared, capabilities, effort, report.line
+      ),
+      report.line,
+    )
+    result['peers'].append({'peer': name, **row})
+    if 'ms' in row:
+      key = f'peer_{name.replace(" ", "_")}_tokens_per_second'
+      result['figures'][key] = {'value': row['tokens_per_second'], 'unit': 'tokens/s'}
+    report.save(result)
+  report.table(bench_tables.peers_table(result['peers']))
+
+
+def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
+  """The loader alone, feeding steps that take no time: two seconds of every stage's shape."""
+  from yxanul.data.batches import Stream
+  from yxanul.data.batches_bench import loader_benchmark
+  from yxanul.kernels.capabilities import detect
+  from yxanul.reporting import bench_tables
+
+  capabilities = detect()
+  stream = Stream(_prepared(spec, report).train, spec.seed)
+  shapes = [(stage.batch_size, stage.seq_len) for stage in (spec.curriculum.stages[number - 1] for number in stages)]
+  measured = loader_benchmark(stream, shapes, device=capabilities.device)
+  rows = [{'stage': number, **row} for number, row in zip(stages, measured, strict=True)]
+  report.table(bench_tables.loader_table(rows))
+  slowest = min(row['tokens_per_second'] for row in rows)
+  figures = {'tokens_per_second_min': {'value': slowest, 'unit': 'tokens/s'}}
+  return {**_envelope('loader', capabilities), 'n': 1, 'figures': figures, 'stages': rows}
+
+
+BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = {'stages': _stages, 'loader': _loader}
+
+
+def main() -> None:
+  spec = cli.spec()[1]
+  if _WHAT.value not in BENCHMARKS:
+    near = difflib.get_close_matches(_WHAT.value, BENCHMARKS, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise ValueError(f'--what: got {_WHAT.value!r}, wants one of {", ".join(BENCHMARKS)}{hint}')
+  stages = _chosen_stages(spec)
+  if not spec.data.directory and not _WORKDIR.value:
+    raise ValueError('--workdir: missing, wants the folder for the prepared data (or config.data.directory)')
+  if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
+    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
+  # Whatever needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
+  report = _Report()
+  result = BENCHMARKS[_WHAT.value](spec, stages, report)
+  report.save(result)
+  if _JSON.value == '-':
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+  cli.run(main)
