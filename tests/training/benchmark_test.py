@@ -11,7 +11,7 @@ from tests import tiny
 from yxanul.data.prepare import prepare
 from yxanul.kernels.capabilities import Capabilities
 from yxanul.planning import flops
-from yxanul.training import benchmark, benchmark_peers
+from yxanul.training import benchmark, benchmark_peers, graphs
 from yxanul.training.benchmark import Effort, attempt, figures, measure, narrowed, ratios, schedule
 from yxanul.training.benchmark_kernels import PARTS, RULES, Kernel, covered_ns, part_of, summarize
 from yxanul.training.curriculum import Curriculum, token_shares
@@ -181,6 +181,11 @@ def test_chosen_stages_stay_as_they_are():
   whole = Curriculum(spec).stages
   for a, b in zip(few, (whole[2], whole[9]), strict=True):
     assert (a.spec.seq_len, a.spec.batch_size, a.lr_factor) == (b.spec.seq_len, b.spec.batch_size, b.lr_factor)
+
+
+def test_captures_are_told_as_the_benchmark_reads_them():
+  """It has the memory of a stage from the moment at which this line comes; no GPU is here to see that."""
+  assert "tell(f'stage {stage.number}: captured" in Path(graphs.__file__).read_text()
 
 
 def test_what_fails_is_told_in_a_line():

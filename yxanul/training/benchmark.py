@@ -128,7 +128,7 @@ def measure(
     ValueError: as `Trainer`.
   """
   shares = token_shares(spec.curriculum)
-  subject = _subject(narrowed(spec, stages), prepared, capabilities, tell)
+  subject = _subject(spec, stages, prepared, capabilities, tell)
   rows = []
   result = {
     'experiment': spec.name,
@@ -183,7 +183,10 @@ def matmul_format(engines: Engines, precision: PrecisionSpec) -> str:
   return 'tf32' if engines.linear == 'fp32' and precision.tf32 else engines.linear
 
 
-def _subject(spec: ExperimentSpec, prepared: Prepared, capabilities: Capabilities, tell: Tell) -> Subject:
+def _subject(
+  spec: ExperimentSpec, stages: Sequence[int], prepared: Prepared, capabilities: Capabilities, tell: Tell
+) -> Subject:
+  spec = narrowed(spec, stages)
   engines = choose_engines(capabilities, spec.precision)
   for note in engines.notes:
     tell(note)
@@ -193,9 +196,11 @@ def _subject(spec: ExperimentSpec, prepared: Prepared, capabilities: Capabilitie
   captured = {}
 
   def told(line: str) -> None:
+    if match := re.match(r'stage (\d+)(: captured.*)', line):
+      index = int(match[1]) - 1
+      captured[index] = peak_memory()
+      line = f'stage {stages[index]}{match[2]}'
     tell(line)
-    if match := re.match(r'stage (\d+): captured', line):
-      captured[int(match[1]) - 1] = peak_memory()
 
   begin = time.perf_counter()
   trainer.warm(0, calibrate_first=True, tell=told)
