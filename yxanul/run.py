@@ -44,7 +44,7 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   _check_workdir(spec, workdir)
   curriculum = Curriculum(spec)
   capabilities = detect()
-  engines = choose_engines(capabilities, spec.precision, spec.model.embedding_rank or spec.model.d_model)
+  engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
   with stop_request() as stop, Display(stage_rows(spec), curriculum.total_tokens) as display:
     if spec.note:

@@ -23,19 +23,19 @@ def test_every_stage_is_made_once_whatever_the_rates():
   curriculum, made = Curriculum(spec), []
   optimizer = build(spec.optimizer, spec.model.parameter_shapes())
 
-  def factory(stage, pieces, compiled):
-    made.append((stage.seq_len, pieces, compiled))
-    return make_train_step(spec, stage, optimizer, FP32, TEXT, pieces, compiled)
+  def factory(stage, compiled):
+    made.append((stage.number, compiled))
+    return make_train_step(spec, stage.spec, optimizer, FP32, TEXT, 1, compiled)
 
   # Without a GPU, `graph` is eager: nothing is compiled and nothing captured.
-  cache = StepCache(factory, 'graph', CPU, pieces=[1] * 10)
+  cache = StepCache(factory, 'graph', CPU)
   cache.warm(curriculum.stages, state, lambda stage: pytest.fail('nothing to warm without a GPU'), print)
   for turn in range(3):
     for stage in curriculum.stages:
       tokens = torch.randint(0, 511, (stage.spec.tokens_per_step + 1,), dtype=torch.int32)
       state, metrics = cache(stage, state, tokens, learning_rate=1e-3 / (turn + 1), max_norm=0.5 + turn)
       assert metrics.skipped == 0
-  assert made == [(stage.spec.seq_len, 1, False) for stage in curriculum.stages]
+  assert made == [(stage.number, False) for stage in curriculum.stages]
   assert len(cache) == 10
   assert cache.captured == 0
   assert int(state.step) == 30
@@ -93,18 +93,18 @@ def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul):
     generator = torch.Generator().manual_seed(100 * stage.index + seed)
     return torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32).to(device)
 
-  def factory(stage, pieces, compiled):
-    return make_train_step(spec, stage, optimizer, engines, text, pieces, compiled)
+  def factory(stage, compiled):
+    return make_train_step(spec, stage.spec, optimizer, engines, text, 1, compiled)
 
   state = init_state(spec, optimizer, fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}, device)
   if is_fp8(engines):
     state = calibrate(state, tokens(curriculum.stages[0]), curriculum.stages[0].spec, spec, engines, text)
   before = clone(state)
-  cache = StepCache(factory, 'graph', device, pieces=[1] * 10)
+  cache = StepCache(factory, 'graph', device)
   cache.warm(curriculum.stages, state, tokens, print)
   assert cache.captured == 10
   assert all(torch.equal(a, b) for a, b in zip(flatten(state).values(), flatten(before).values(), strict=True))
-  eager = StepCache(factory, 'eager', device, pieces=[1] * 10)
+  eager = StepCache(factory, 'eager', device)
   torch._dynamo.utils.counters.clear()
   with torch.compiler.set_stance('fail_on_recompile'):
     for stage in curriculum.stages:

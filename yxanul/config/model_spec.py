@@ -57,6 +57,11 @@ class ModelSpec:
     """Output width of the first MLP linear: gate and up side by side under SwiGLU."""
     return 2 * self.d_hidden if self.activation == 'swiglu' else self.d_hidden
 
+  @property
+  def head_width(self) -> int:
+    """Width of what meets the vocabulary table."""
+    return self.embedding_rank or self.d_model
+
   def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, in the order of the forward pass. Block parameters are stacked over layers.
 

@@ -1,12 +1,17 @@
 """Causal grouped-query attention and rotary positions.
 
-Shapes: B rows, T length, H query heads, K key/value heads, C head width.
+Shapes: B rows, T length, H query heads, K key/value heads, C head width, O width of the packed projection, (H + 2K)C.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from yxanul.config.model_spec import ModelSpec
 
 
 def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,3 +57,67 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
     with sdpa_kernel(_BACKENDS[engine]):
       out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
   return out.transpose(1, 2)
+
+
+def packed_attention(
+  qkv_BTO: Tensor,
+  model: ModelSpec,
+  rope_tables: tuple[Tensor, Tensor] | None,
+  mask_B1TT: Tensor | None,
+  engine: str,
+  rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rope,
+) -> Tensor:
+  """Rotation and attention of a packed projection (queries, keys, values side by side), (B, T, d_query) in its dtype.
+
+  `engine` is one of `attention`, or `short` (Triton, one kernel each way for rows of up to 256 tokens without a mask).
+  """
+  if engine == 'short' and mask_B1TT is None:
+    from yxanul.kernels.attention_short import attention_short  # Triton is there on GPUs only
+
+    n_rows, length, _ = qkv_BTO.shape
+    cos, sin = rope_tables or (None, None)
+    mixed_ND = attention_short(qkv_BTO.flatten(0, 1), length, model.n_heads, model.n_kv_heads, model.head_dim, cos, sin)
+    return mixed_ND.view(n_rows, length, -1)
+  q, k, v = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
+  q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in (q, k, v))
+  if rope_tables is not None:
+    q_BTHC, k_BTKC = rotate(q_BTHC, *rope_tables), rotate(k_BTKC, *rope_tables)
+  mixed_BTHC = attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, 'sdpa' if engine == 'short' else engine)
+  return rearrange(mixed_BTHC, 'b t h c -> b t (h c)')
+
+
+def supports_short(seq_len: int, head_dim: int) -> bool:
+  """Whether engine `short` takes such rows; False where there is no Triton."""
+  try:
+    from yxanul.kernels import attention_short
+  except ImportError:
+    return False
+  return attention_short.supports(seq_len, head_dim)
+
+
+def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:
+  """Measured milliseconds, forward and backward, of each engine that runs rows of `seq_len`, the fastest first.
+
+  32,768 tokens (at least one row) of random BF16 stand for the batch: every engine's time grows with the rows.
+  """
+  rows = max(1, 32_768 // seq_len)
+  qkv_BTO = torch.randn(rows, seq_len, model.d_qkv, dtype=torch.bfloat16, device=device, requires_grad=True)
+  tables = rope_tables(seq_len, model.head_dim, model.rope_theta, device) if model.position == 'rope' else None
+  taken = {}
+  for engine in engines:
+    try:
+      times = [_milliseconds(qkv_BTO, model, tables, engine) for _ in range(trials + 1)]
+    except (RuntimeError, AssertionError):  # what a backend raises for a shape that it does not take
+      continue
+    taken[engine] = sorted(times[1:])[trials // 2]
+  return dict(sorted(taken.items(), key=lambda item: item[1]))
+
+
+def _milliseconds(qkv_BTO: Tensor, model: ModelSpec, tables, engine: str) -> float:
+  start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+  start.record()
+  out = packed_attention(qkv_BTO, model, tables, None, engine)
+  torch.autograd.grad(out, qkv_BTO, torch.ones_like(out))
+  end.record()
+  end.synchronize()
+  return start.elapsed_time(end)

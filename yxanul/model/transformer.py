@@ -12,7 +12,6 @@ import dataclasses
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from yxanul.config.model_spec import ModelSpec
@@ -28,7 +27,7 @@ class Numerics:
 
   linears: Linears  # the sublayers' format; under FP8 it holds the step's scales and collects its amaxes
   dtype: torch.dtype = torch.float32  # of the residual stream
-  attention: str = 'sdpa'  # engine of kernels.attention
+  attention: str = 'sdpa'  # engine of kernels.attention.packed_attention
   compiled: bool = False  # chains of elementwise operations fused by torch.compile
 
 
@@ -74,13 +73,9 @@ def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype
 def block(x_BTD, delta_BTD, p, linears, spec, numerics, rope, mask_B1TT) -> tuple[Tensor, Tensor]:
   """One pre-norm layer: the stream so far and what is still to be added to it, in and out. `p` has no prefix `blocks.`."""
   qkv_BTO, x_BTD = linears.norm_linear(x_BTD, delta_BTD, p)
-  q, k, v = qkv_BTO.split((spec.d_query, spec.d_kv, spec.d_kv), -1)
-  q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=spec.head_dim) for part in (q, k, v))
-  if rope is not None:
-    rotate = _compiled_rope if numerics.compiled else attention.rope
-    q_BTHC, k_BTKC = rotate(q_BTHC, *rope), rotate(k_BTKC, *rope)
-  mixed_BTHC = attention.attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, numerics.attention)
-  delta_BTD = linears.linear(rearrange(mixed_BTHC, 'b t h c -> b t (h c)'), p, 'attention_out')
+  rotate = _compiled_rope if numerics.compiled else attention.rope
+  mixed_BTD = attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, rotate)
+  delta_BTD = linears.linear(mixed_BTD, p, 'attention_out')
   delta_BTD, x_BTD = linears.norm_mlp(x_BTD, delta_BTD, p)
   return x_BTD, delta_BTD
 

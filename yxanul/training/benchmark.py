@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import gc
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -67,8 +66,8 @@ class Subject:
   step: StepCache
   state: TrainState
   warm_seconds: float = 0.0
-  # By a stage's index: the most bytes allocated and reserved while its graph was captured. Replays allocate nothing.
-  captured_bytes: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  peak_bytes: int | None = None  # the most that was allocated so far, warming included; None without a GPU
+  reserved_bytes: int | None = None
 
   @property
   def on_gpu(self) -> bool:
@@ -103,6 +102,15 @@ class Subject:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+  def note_memory(self) -> int | None:
+    """The most bytes allocated since this was last asked; keeps the most of all."""
+    if not self.on_gpu:
+      return None
+    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    self.peak_bytes, self.reserved_bytes = max(self.peak_bytes or 0, peak), max(self.reserved_bytes or 0, reserved)
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
   def synchronize(self) -> None:
     if self.on_gpu:
@@ -139,12 +147,15 @@ def measure(
     'graphs': subject.step.captured,
     'warm_seconds': subject.warm_seconds,
     'peak_flops': subject.peak_flops,
+    'peak_bytes': None,
+    'reserved_bytes': None,
     'schedule': None,
     'stages': rows,
   }
 
   def keep() -> None:
     result['schedule'] = schedule(rows, spec.model, subject.peak_flops, n_stages=len(shares))
+    result.update(peak_bytes=subject.peak_bytes, reserved_bytes=subject.reserved_bytes)
     save(result)
 
   for number, stage in zip(stages, subject.curriculum.stages, strict=True):
@@ -187,24 +198,15 @@ def _subject(
   spec: ExperimentSpec, stages: Sequence[int], prepared: Prepared, capabilities: Capabilities, tell: Tell
 ) -> Subject:
   spec = narrowed(spec, stages)
-  engines = choose_engines(capabilities, spec.precision)
+  engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   for note in engines.notes:
     tell(note)
   device, curriculum = set_up_torch(spec, capabilities), Curriculum(spec)
   release(device)
   trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
-  captured = {}
-
-  def told(line: str) -> None:
-    if match := re.match(r'stage (\d+)(: captured.*)', line):
-      index = int(match[1]) - 1
-      captured[index] = peak_memory()
-      line = f'stage {stages[index]}{match[2]}'
-    tell(line)
-
   begin = time.perf_counter()
-  trainer.warm(0, calibrate_first=True, tell=told)
-  return Subject(
+  trainer.warm(0, calibrate_first=True, tell=tell)
+  subject = Subject(
     spec=spec,
     curriculum=curriculum,
     engines=engines,
@@ -215,15 +217,9 @@ def _subject(
     step=trainer.step,
     state=trainer.state,
     warm_seconds=time.perf_counter() - begin,
-    captured_bytes=captured,
   )
-
-
-def peak_memory() -> tuple[int, int]:
-  """The most bytes allocated and reserved since this was last asked."""
-  peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-  torch.cuda.reset_peak_memory_stats()
-  return peaks
+  subject.note_memory()
+  return subject
 
 
 def release(device: torch.device) -> None:
@@ -236,16 +232,13 @@ def release(device: torch.device) -> None:
 
 def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
   """Times one stage; times in ms a step."""
-  if subject.on_gpu:
-    torch.cuda.reset_peak_memory_stats()
+  subject.note_memory()
   with contextlib.closing(subject.batches(stage)) as batches:
     times, values = (part[effort.warmup_steps :] for part in subject.run(stage, batches, effort.warmup_steps + effort.steps))
   low, median, high = np.percentile(times, (10, 50, 90)).tolist()
   tokens = stage.spec.tokens_per_step
   rate, bytes_per_token = 1e3 * tokens / median, sum(v[2] for v in values) / (tokens * len(values))
-  peak_bytes = reserved_bytes = None
-  if subject.on_gpu:
-    peak_bytes, reserved_bytes = map(max, peak_memory(), subject.captured_bytes.get(stage.index, (0, 0)))
+  peak_bytes = subject.note_memory()
   return {
     'seq_len': stage.spec.seq_len,
     'batch_size': stage.spec.batch_size,
@@ -260,8 +253,8 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     'bytes_per_token': bytes_per_token,
     'bytes_per_second': rate * bytes_per_token,
     'mfu': flops.mfu(subject.spec.model, stage.spec.seq_len, rate, subject.peak_flops),
-    'peak_bytes': peak_bytes,
-    'reserved_bytes': reserved_bytes,
+    # A graph's replay allocates nothing: what its stage needs shows in the whole, while it is warmed (or with this stage alone).
+    'peak_bytes': None if subject.step.captured else peak_bytes,
     'loss': sum(v[0] for v in values) / len(values),
     'skipped_steps': int(sum(v[4] for v in values)),
   }
@@ -298,7 +291,6 @@ def schedule(rows: Sequence[Row], model: ModelSpec, peak: float | None, n_stages
   whole = sum(map(seconds, timed))
   operations = sum(row['token_share'] / share * flops.flops_per_token(model, row['seq_len']) for row in timed)
   busy = [row.get('profile', {}).get('gpu_busy') for row in timed]
-  peaks = [[row[kind] for row in timed if row[kind] is not None] for kind in ('peak_bytes', 'reserved_bytes')]
   return {
     'stages': [row['stage'] for row in timed],
     'complete': len(timed) == n_stages,
@@ -309,8 +301,6 @@ def schedule(rows: Sequence[Row], model: ModelSpec, peak: float | None, n_stages
     'bytes_per_second': sum(row['token_share'] / share * row['bytes_per_token'] for row in timed) / whole,
     'mfu': operations / whole / peak if peak else None,
     'gpu_busy': None if None in busy else sum(seconds(r) * b for r, b in zip(timed, busy, strict=True)) / whole,
-    'peak_bytes': max(peaks[0], default=None),
-    'reserved_bytes': max(peaks[1], default=None),
   }
 
 
@@ -351,8 +341,8 @@ def figures(result: Row) -> dict[str, Row]:
     if 'ms' in row:
       spread = 1e3 * row['tokens_per_step'] * (1 / row['ms_p10'] - 1 / row['ms_p90'])
       found[f'tokens_per_second_{row["seq_len"]}'] = figure(row['tokens_per_second'], 'tokens/s', spread)
-  if whole['peak_bytes']:
-    found |= {f'{kind}_gb': figure(whole[f'{kind}_bytes'] / 1e9, 'GB') for kind in ('peak', 'reserved')}
+  if result['peak_bytes']:
+    found |= {f'{kind}_gb': figure(result[f'{kind}_bytes'] / 1e9, 'GB') for kind in ('peak', 'reserved')}
   return found
 
 

@@ -12,7 +12,7 @@ from yxanul.data.shards import Shards
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.optim.build import build
 from yxanul.planning import flops, memory
-from yxanul.training.benchmark import Effort, Row, Subject, Tell, matmul_format, measure_stage, peak_memory, release
+from yxanul.training.benchmark import Effort, Row, Subject, Tell, matmul_format, measure_stage, release
 from yxanul.training.curriculum import Curriculum
 from yxanul.training.graphs import StepCache
 from yxanul.training.state import init_state
@@ -52,11 +52,10 @@ def measure_peer(
   spec = dataclasses.replace(
     baseline,
     curriculum=dataclasses.replace(baseline.curriculum, stages=(stage,)),
-    # The Triton loss wants a head whose width is a power of two; GPT-2's is 768.
-    precision=dataclasses.replace(baseline.precision, vocab_loss_engine='chunked', **precision),
+    precision=dataclasses.replace(baseline.precision, **precision),
     training=dataclasses.replace(baseline.training, execution=execution),
   )
-  engines = choose_engines(capabilities, spec.precision)
+  engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device, curriculum = set_up_torch(spec, capabilities), Curriculum(spec)
   release(device)
   pieces = 1
@@ -66,8 +65,8 @@ def measure_peer(
   text = Text(spec.model.vocab_size - 1, torch.zeros(spec.model.vocab_size, dtype=torch.int32, device=device))
   optimizer = build(spec.optimizer, spec.model.parameter_shapes())
 
-  def make(stage, pieces, compiled):
-    return make_train_step(spec, stage, optimizer, engines, text, pieces, compiled)
+  def make(stage, compiled):
+    return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled)
 
   subject = Subject(
     spec=spec,
@@ -77,14 +76,13 @@ def measure_peer(
     peak_flops=flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision)),
     stream=_Folded(prepared.train, spec.model.vocab_size),
     pieces=[pieces],
-    step=StepCache(make, execution, device, [pieces]),
+    step=StepCache(make, execution, device),
     state=init_state(spec, optimizer, {}, device),
   )
   first = torch.from_numpy(subject.stream.read(0, stage.tokens_per_step)).to(device)
   subject.step.warm(curriculum.stages, subject.state, lambda _: first, tell)
-  if subject.on_gpu:
-    subject.captured_bytes[0] = peak_memory()
   row = measure_stage(subject, curriculum.stages[0], effort)
   del row['bytes_per_token'], row['bytes_per_second']
+  row |= {'peak_bytes': subject.peak_bytes, 'reserved_bytes': subject.reserved_bytes}
   tell(f'GPT-2, {name}: {row["ms"]:.2f} ms a step, {row["tokens_per_second"]:,.0f} tokens/s')
   return {'peer': name, 'engines': dataclasses.asdict(engines), 'execution': execution, **row}

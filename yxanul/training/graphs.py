@@ -18,20 +18,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from yxanul.config.spec import StageSpec
 from yxanul.training.curriculum import Stage
 from yxanul.training.state import TrainState, flatten
 from yxanul.training.step import StepMetrics, TrainStep
 
-Make = Callable[[StageSpec, int, bool], TrainStep]  # (stage, pieces, compiled)
+Make = Callable[[Stage, bool], TrainStep]  # (stage, compiled)
 
 
 class StepCache:
   """`cache(stage, state, tokens, lr, max_norm)` runs that stage's step, made on its first use or by `warm`."""
 
-  def __init__(self, make: Make, execution: str, device: torch.device, pieces: Sequence[int]):
-    """`pieces` has, for each stage, the parts that its rows are split into."""
-    self._make, self._pieces, self._device = make, pieces, device
+  def __init__(self, make: Make, execution: str, device: torch.device):
+    self._make, self._device = make, device
     self._compiled = execution == 'compile' or (execution == 'graph' and device.type == 'cuda')
     self._captures = execution == 'graph' and device.type == 'cuda'
     self._steps: dict[int, TrainStep | _Captured] = {}
@@ -49,7 +47,7 @@ class StepCache:
     return sum(isinstance(step, _Captured) for step in self._steps.values())
 
   def _step(self, stage: Stage) -> TrainStep:
-    return self._make(stage.spec, self._pieces[stage.index], self._compiled)
+    return self._make(stage, self._compiled)
 
   def warm(
     self, stages: Sequence[Stage], state: TrainState, tokens: Callable[[Stage], Tensor], tell: Callable[[str], None]

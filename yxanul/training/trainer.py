@@ -10,7 +10,7 @@ import torch
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import Loader, Stream
 from yxanul.data.prepare import Prepared
-from yxanul.kernels import fp8
+from yxanul.kernels import attention, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines
 from yxanul.optim.build import build
 from yxanul.planning import memory
@@ -60,6 +60,8 @@ class Trainer:
     self.state = init_state(spec, self.optimizer, fp8_state, device)
     self._stream = Stream(prepared.train, spec.seed)
     self._pieces = [self._pieces_of(stage, capabilities) for stage in curriculum.stages]
+    self._attention = [engines.attention] * len(curriculum.stages)
+    self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'
     self.step: StepCache | None = None
 
   def _pieces_of(self, stage: Stage, capabilities: Capabilities) -> int:
@@ -71,12 +73,13 @@ class Trainer:
   def choices(self) -> dict[str, Any]:
     """What was chosen for this device; it belongs in the checkpoint, or a resumed run would not be the same."""
     engines = {name: value for name, value in dataclasses.asdict(self.engines).items() if name != 'notes'}
-    return {'engines': engines, 'pieces': self._pieces}
+    return {'engines': engines, 'pieces': self._pieces, 'attention': self._attention}
 
   def choose(self, choices: dict[str, Any]) -> None:
     """Takes the choices of a checkpoint instead."""
     self.engines = dataclasses.replace(self.engines, **choices['engines'])
-    self._pieces = choices['pieces']
+    self._pieces, self._attention = choices['pieces'], choices['attention']
+    self._measures_attention = False
 
   def warm(self, position: int, calibrate_first: bool, tell: Callable[[str], None]) -> None:
     """Makes the steps: calibrates the FP8 scales of a new run, and captures the graphs of the stages from `position` on."""
@@ -86,12 +89,25 @@ class Trainer:
         self.state, self._tokens(first, 0), first.spec, self.spec, self.engines, self.text, self._pieces[0]
       )
 
-    def make(stage, pieces, compiled):
-      return make_train_step(self.spec, stage, self.optimizer, self.engines, self.text, pieces, compiled)
+    if self._measures_attention and self.engines.linear != 'fp32':
+      self._attention = [self._fastest_attention(stage, tell) for stage in self.curriculum.stages]
 
-    self.step = StepCache(make, self.spec.training.execution, self.device, self._pieces)
+    def make(stage: Stage, compiled: bool):
+      engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
+      return make_train_step(self.spec, stage.spec, self.optimizer, engines, self.text, self._pieces[stage.index], compiled)
+
+    self.step = StepCache(make, self.spec.training.execution, self.device)
     left = [stage for stage in self.curriculum.stages if stage.end_tokens > position]
     self.step.warm(left, self.state, lambda stage: self._tokens(stage, stage.start_tokens), tell)
+
+  def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
+    # cuDNN takes minutes over a hundred thousand rows of a few tokens, where the kernel for short rows was made for them.
+    short = attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim)
+    candidates = ('short',) if short and stage.spec.seq_len < 64 else (('short',) if short else ()) + ('cudnn', 'flash', 'sdpa')
+    taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
+    times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
+    tell(f'stage {stage.number}: attention over 32,768 tokens in rows of {stage.spec.seq_len}: {times}')
+    return next(iter(taken))
 
   def _tokens(self, stage: Stage, position: int) -> torch.Tensor:
     return torch.from_numpy(self._stream.read(position, stage.spec.tokens_per_step)).to(self.device)
