@@ -37,7 +37,7 @@ def mixed_source(tmp_path, prose) -> Path:
       file.write('{broken\n' if i == 300 else json.dumps({'text': text}) + '\n')
   rows = pyarrow.table({'text': prose[500:1100], 'source': ['books'] * 600})
   pyarrow.parquet.write_table(rows, folder / 'b.parquet', row_group_size=97)
-  again = [text.replace('.', ' indeed.', 1) if i % 2 else text for i, text in enumerate(prose[:1100])]
+  again = [text.upper() if i % 2 else text for i, text in enumerate(prose[:1100])]
   (folder / 'e.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in again))
   (folder / 'c.txt').write_text('\n\n'.join(prose))
   (folder / 'd.txt').write_bytes(b'caf\xe9')
@@ -101,6 +101,7 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
     whole = prepare.prepare(spec, tmp_path / 'whole')
   assert whole.train.manifest['problems']['counts'] == {'line': 1, 'encoding': 1}
   assert whole.train.manifest['selection']['duplicate'] > 500
+  assert whole.train.manifest['selection']['near duplicate'] > 300 * ('near_duplicates' in fields) - 1
   rng = random.Random(5)
   kills = 0
   while True:
