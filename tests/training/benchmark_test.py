@@ -86,6 +86,11 @@ def test_our_own_kernels_are_known():
   assert [name for name in casts if part_of(name) == 'elementwise'] == ['_norm_backward_kernel']
 
 
+@pytest.mark.xfail(reason='attention_short calls one of its kernels _forward_kernel, as vocab_loss does', strict=False)
+def test_attention_is_told_from_the_loss():
+  assert {part_of(name) for name in jit_kernels('attention_short')} == {'attention'}
+
+
 def test_rules_name_parts():
   assert {part for part, _ in RULES} | {'rest'} == set(PARTS)
   assert all(re.compile(pattern) for _, pattern in RULES)
@@ -210,6 +215,7 @@ def test_real_steps_are_timed(prepared):
     assert r['bytes_per_token'] == pytest.approx(average, rel=0.25)
     assert 4 < r['loss'] < 7  # ln 512 = 6.2
     assert r['skipped_steps'] == 0
+    assert (r['pieces'], r['attention']) == (1, 'sdpa')
     assert r['profile']['parts_ms']['linears'] > 0
     assert r['profile']['parts_ms']['attention'] > 0
     assert sum(r['profile']['parts_ms'].values()) < r['profile']['host_ms']

@@ -41,6 +41,7 @@ def stage_table(result: Row) -> Table:
     ('seq_len', 'length', '{:,}'.format),
     ('batch_size', 'batch', '{:,}'.format),
     ('pieces', 'pieces', str),
+    ('attention', 'attention', str),
     ('token_share', 'share', numbers.percent),
     ('n', 'n', str),
     ('ms', 'ms\n/step', _ms),
@@ -50,11 +51,10 @@ def stage_table(result: Row) -> Table:
     ('mfu', 'MFU', numbers.percent),
     ('gpu_busy', 'kernels\ncover', numbers.percent),
     ('peak_bytes', 'peak\nmemory', numbers.byte_size),
-    ('reserved_bytes', 'reserved', numbers.byte_size),
   ]
   title = f'{result["experiment"]}, {result["precision"]} linears, execution {result["execution"]}'
   schedule = result['schedule']
-  total = schedule and {**schedule, 'stage': 'all' if schedule['complete'] else 'these'}
+  total = schedule and {**schedule, 'stage': 'all' if schedule['complete'] else 'these', 'peak_bytes': result['peak_bytes']}
   return tables._table(rows, columns, title, left=set(), total=total)
 
 

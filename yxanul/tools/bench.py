@@ -104,6 +104,9 @@ def _stages(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   report.table(bench_tables.stage_table(measured))
   if parts := bench_tables.parts_table(measured):
     report.table(parts)
+  if measured['peak_bytes']:
+    held, reserved = (measured[f'{kind}_bytes'] / 1e9 for kind in ('peak', 'reserved'))
+    report.line(f'peak memory over all of it, warming included: {held:.2f} GB in tensors, {reserved:.2f} GB reserved')
   report.line(f'clock: {result["clock"]}; {capabilities.name}; ready after {measured["warm_seconds"]:.1f} s')
   if _AGAINST.value:
     _against(spec, measured, prepared, capabilities, effort, result, report)

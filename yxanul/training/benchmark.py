@@ -62,7 +62,8 @@ class Subject:
   device: torch.device
   peak_flops: float | None
   stream: Stream
-  pieces: list[int]
+  pieces: list[int]  # of each stage, as is the next
+  attention: list[str]
   step: StepCache
   state: TrainState
   warm_seconds: float = 0.0
@@ -206,6 +207,7 @@ def _subject(
   trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
   begin = time.perf_counter()
   trainer.warm(0, calibrate_first=True, tell=tell)
+  seconds, choices = time.perf_counter() - begin, trainer.choices()
   subject = Subject(
     spec=spec,
     curriculum=curriculum,
@@ -213,10 +215,11 @@ def _subject(
     device=device,
     peak_flops=flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision)),
     stream=Stream(prepared.train, spec.seed),
-    pieces=trainer.choices()['pieces'],
+    pieces=choices['pieces'],
+    attention=choices['attention'],
     step=trainer.step,
     state=trainer.state,
-    warm_seconds=time.perf_counter() - begin,
+    warm_seconds=seconds,
   )
   subject.note_memory()
   return subject
@@ -244,6 +247,7 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     'batch_size': stage.spec.batch_size,
     'tokens_per_step': tokens,
     'pieces': subject.pieces[stage.index],
+    'attention': subject.attention[stage.index],
     'n': len(times),
     'ms': median,
     'ms_p10': low,
@@ -253,7 +257,7 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     'bytes_per_token': bytes_per_token,
     'bytes_per_second': rate * bytes_per_token,
     'mfu': flops.mfu(subject.spec.model, stage.spec.seq_len, rate, subject.peak_flops),
-    # A graph's replay allocates nothing: what its stage needs shows in the whole, while it is warmed (or with this stage alone).
+    # A graph's replay allocates nothing: what its stage needs shows while it is warmed, in the figure over all stages.
     'peak_bytes': None if subject.step.captured else peak_bytes,
     'loss': sum(v[0] for v in values) / len(values),
     'skipped_steps': int(sum(v[4] for v in values)),

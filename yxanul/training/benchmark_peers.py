@@ -76,6 +76,7 @@ def measure_peer(
     peak_flops=flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision)),
     stream=_Folded(prepared.train, spec.model.vocab_size),
     pieces=[pieces],
+    attention=[engines.attention],
     step=StepCache(make, execution, device),
     state=init_state(spec, optimizer, {}, device),
   )
