@@ -105,7 +105,7 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
   rng = random.Random(5)
   kills = 0
   while True:
-    process = start(spec, tmp_path / 'killed', rng.randint(1, rng.choice([100, 400])))
+    process = start(spec, tmp_path / 'killed', rng.randint(1, rng.choice([150, 500])))
     process.join()
     if process.exitcode == 0:
       break
