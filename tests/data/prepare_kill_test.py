@@ -47,10 +47,10 @@ def mixed_source(tmp_path, prose) -> Path:
 def small_steps(patch=setattr) -> None:
   """Commits after every batch, and makes batches small."""
   patch(prepare_select, 'COMMIT_SECONDS', 0.0)
-  patch(prepare_select, '_LOOK_EVERY', 32)
+  patch(prepare_select, '_LOOK_EVERY', 64)
   patch(prepare_near, 'COMMIT_SECONDS', 0.0)
   patch(prepare_encode, 'COMMIT_SECONDS', 0.0)
-  patch(prepare_workers, 'BATCH_BYTES', 20_000)
+  patch(prepare_workers, 'BATCH_BYTES', 40_000)
 
 
 def prepare_and_die(spec: DataSpec, folder: Path, die_at: int) -> None:
@@ -105,7 +105,7 @@ def test_killed_at_random_moments_and_run_again(tmp_path, mixed_source, make_spe
   rng = random.Random(5)
   kills = 0
   while True:
-    process = start(spec, tmp_path / 'killed', rng.randint(1, rng.choice([150, 500])))
+    process = start(spec, tmp_path / 'killed', rng.randint(1, rng.choice([100, 300])))
     process.join()
     if process.exitcode == 0:
       break
