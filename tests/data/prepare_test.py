@@ -93,6 +93,14 @@ def test_python_docs_holds_out_topics_whose_paragraphs_are_not_trained_on(tmp_pa
   assert not by_split['train'] & by_split['validation']
 
 
+def test_a_validation_source_leaves_all_topics_of_python_docs_to_training(tmp_path, prose, make_spec):
+  held_out = write_jsonl(tmp_path / 'held.jsonl', ['Nothing that Python says.'])
+  prepared = prepare.prepare(make_spec('python-docs', validation_source=str(held_out)), tmp_path / 'out')
+  assert texts_of(prepared, 'train') == [text for _, text, _ in python_docs.read()]
+  other = prepare.prepare(make_spec(held_out, validation_source='python-docs'), tmp_path / 'other')
+  assert texts_of(other, 'validation') == texts_of(prepared, 'train')
+
+
 def test_shards_split_at_shard_tokens(tmp_path, prose, make_spec):
   source = write_jsonl(tmp_path / 'a.jsonl', prose[:300], source=['x', 'y', 'z'] * 100)
   one = prepare.prepare(make_spec(source), tmp_path / 'one')

@@ -42,7 +42,7 @@ class Journal:
       if (folder / name).stat().st_size > length:
         os.truncate(folder / name, length)
 
-  def append(self, name: str, data: bytes | np.ndarray) -> None:
+  def append(self, name: str, data: bytes | bytearray | np.ndarray) -> None:
     """Adds to the end of `folder/name`; a file that no commit knows starts empty."""
     file = self._file(name)
     file.seek(0, os.SEEK_END)
@@ -78,7 +78,7 @@ class Journal:
     self._open.clear()
 
 
-def _write(file: BinaryIO, data: bytes | np.ndarray) -> None:
+def _write(file: BinaryIO, data: bytes | bytearray | np.ndarray) -> None:
   rest = memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast('B')
   while rest:
     rest = rest[file.write(rest) :]

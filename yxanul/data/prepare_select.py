@@ -42,9 +42,8 @@ class Selection:
   """The decisions, and what they add up to. `state['counts']` has the documents of each decision."""
 
   def __init__(self, folder: Path, dropped: dict[str, int], problems: dict):
-    self._journal = Journal(folder, 'select')
-    self._path = folder / 'decisions'
-    self.state = self._journal.state or {
+    self.journal = Journal(folder, 'select')
+    self.state = self.journal.state or {
       'part': 0,
       'cursor': START,
       'read': 0,
@@ -57,7 +56,7 @@ class Selection:
   @functools.cached_property
   def decisions(self) -> np.ndarray:
     """uint8 (documents read,): indices into DECISIONS, once all are taken."""
-    return np.fromfile(self._path, np.uint8) if self.state['read'] else np.zeros(0, np.uint8)
+    return np.fromfile(self.journal.folder / 'decisions', np.uint8) if self.state['read'] else np.zeros(0, np.uint8)
 
   def drop(self, numbers: np.ndarray, decision: int, dropped_bytes: dict[str, int]) -> None:
     """Changes the decisions on selected documents, in memory only."""
@@ -68,19 +67,9 @@ class Selection:
     self.state['counts'][DECISIONS[decision]] += len(numbers)
     self.decisions[numbers] = decision
 
-  def commit(self) -> None:
-    self._journal.commit(self.state)
-
-  def close(self) -> None:
-    self._journal.close()
-
-  def append(self, decisions: bytes, digests: bytes) -> None:
-    self._journal.append('decisions', decisions)
-    self._journal.append('digests', digests)
-
   def digests(self) -> bytes:
-    path = self._path.with_name('digests')
-    return path.read_bytes() if self.state['read'] else b''
+    """The digests of all documents that were no duplicates, one after another."""
+    return (self.journal.folder / 'digests').read_bytes() if self.state['read'] else b''
 
 
 def read(
@@ -111,7 +100,7 @@ def select(
     try:
       _decide(selection, parts, spec, progress)
     finally:
-      selection.close()
+      selection.journal.close()
   return selection
 
 
@@ -127,12 +116,14 @@ def _decide(selection: Selection, parts: list[sources.Source], spec: DataSpec, p
   committed = time.monotonic()
 
   def flush(part: int, cursor: tuple) -> None:
-    selection.append(bytes(decisions), bytes(digests))
+    selection.journal.append('decisions', decisions)
+    selection.journal.append('digests', digests)
     state.update(part=part, cursor=cursor, read=state['read'] + len(decisions), counts=dict(counts))
     decisions.clear()
     digests.clear()
-    selection.commit()
+    selection.journal.commit(state)
 
+  is_split = len(parts) == 1
   report = stop if spec.on_error == 'stop' else functools.partial(note, problems=state['problems'])
   for part, document in read(parts, spec, state['part'], state['cursor'], report):
     is_held_out = part < len(parts) - 1
@@ -142,10 +133,7 @@ def _decide(selection: Selection, parts: list[sources.Source], spec: DataSpec, p
       key = digest(text_bytes)
       if seen.add(key):
         digests += key
-        held_out = is_held_out or document.held_out
-        if held_out is None:
-          held_out = not has_own_validation(parts) and unit_interval(key) < spec.validation_fraction
-        decision = 'validation' if held_out else 'train'
+        decision = 'validation' if is_held_out or (is_split and _splits_off(document, key, spec)) else 'train'
         state['bytes'][decision] += len(text_bytes)
       else:
         decision = 'duplicate'
@@ -159,8 +147,9 @@ def _decide(selection: Selection, parts: list[sources.Source], spec: DataSpec, p
   flush(len(parts), START)
 
 
-def has_own_validation(parts: list[sources.Source]) -> bool:
-  return len(parts) > 1
+def _splits_off(document: Document, key: bytes, spec: DataSpec) -> bool:
+  """Whether the document is held out from a source that is split: its own word, or its digest's."""
+  return unit_interval(key) < spec.validation_fraction if document.held_out is None else document.held_out
 
 
 def check_not_empty(selection: Selection, spec: DataSpec) -> None:

@@ -7,6 +7,7 @@ so the network is needed once, and the filters see each row once.
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import time
@@ -183,9 +184,10 @@ class Fetched:
         spec.token_count_column: ([d.token_count for d in self._documents], pyarrow.int64()),
       }
       table = pyarrow.table({name: pyarrow.array(*column) for name, column in columns.items() if name})
-      pyarrow.parquet.write_table(
-        table, self.folder / f'{self.state["parts"]:05d}.parquet', compression='zstd', row_group_size=2000
-      )
+      with (self.folder / f'{self.state["parts"]:05d}.parquet').open('wb') as file:
+        pyarrow.parquet.write_table(table, file, compression='zstd', row_group_size=2000)
+        file.flush()
+        os.fsync(file.fileno())
       self.state['parts'] += 1
       self._documents.clear()
     self._bytes, self._begun = 0, time.monotonic()
