@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.tokenizer.transition_size = 768
   config.data.tokenizer.special_tokens = ('<|endoftext|>',)
 
-  config.curriculum.budget_tokens = 640_000
+  config.curriculum.budget_tokens = 560_000
   config.curriculum.stages = ultra.stages(batch_multiple=1)
   for stage, seq_len in zip(config.curriculum.stages, LENGTHS, strict=True):
     stage.seq_len = seq_len

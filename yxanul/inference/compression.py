@@ -8,7 +8,9 @@ from yxanul.data.shards import Shards
 
 def _text(tokenizer, shards: Shards) -> bytes:
   """The documents as they were; byte-level tokens without special ones decode to exactly the text."""
-  return ''.join(tokenizer.decode(shards.document(i)[:-1]) for i in range(shards.n_documents)).encode()
+  text = ''.join(tokenizer.decode(shards.document(i)) for i in range(shards.n_documents)).encode()
+  assert len(text) == shards.byte_counts.sum(), 'decoding is not the inverse of encoding'
+  return text
 
 
 def _xz_bytes(data: bytes) -> int:
