@@ -1,6 +1,6 @@
 """Prepares text for training: source, filters, duplicates, split, tokenizer, shards.
 
-Command: python -m yxanul.tools.prepare --config=experiments/ultra.py --config.data.source=PATH --config.data.directory=data/NAME
+Command: python -m yxanul.tools.prepare --config=experiments/ultra.py --config.data.source=PATH --workdir=runs/NAME
 A training run with the same `config.data` finds the shards there; killed, the same command goes on.
 """
 
