@@ -86,13 +86,13 @@ def packed_attention(
   return rearrange(mixed_BTHC, 'b t h c -> b t (h c)')
 
 
-def supports_short(seq_len: int, head_dim: int) -> bool:
-  """Whether engine `short` takes such rows; False where there is no Triton."""
+def supports_short(seq_len: int, head_dim: int, device: torch.device) -> bool:
+  """Whether engine `short` takes such rows on a GPU; False where there is no Triton."""
   try:
     from yxanul.kernels import attention_short
   except ImportError:
     return False
-  return attention_short.supports(seq_len, head_dim)
+  return attention_short.supports(seq_len, head_dim, torch.cuda.get_device_capability(device))
 
 
 def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:

@@ -85,10 +85,10 @@ class Trainer:
     """Makes the steps: calibrates the FP8 scales of a new run, and captures the graphs of the stages from `position` on."""
     if calibrate_first and is_fp8(self.engines):
       first = self.curriculum.stages[0]
-      self.state = calibrate(
-        self.state, self._tokens(first, 0), first.spec, self.spec, self.engines, self.text, self._pieces[0]
-      )
-
+      # Calibration runs without FP8 and unfused, which keeps some three times as much: parts a quarter as large.
+      rows = first.spec.batch_size
+      parts = next((n for n in range(4 * self._pieces[0], rows) if rows % n == 0), rows)
+      self.state = calibrate(self.state, self._tokens(first, 0), first.spec, self.spec, self.engines, self.text, parts)
     if self._measures_attention and self.engines.linear != 'fp32':
       self._attention = [self._fastest_attention(stage, tell) for stage in self.curriculum.stages]
 
@@ -103,7 +103,7 @@ class Trainer:
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
     # cuDNN did not come to an end over 16,384 rows of 8 tokens, though it does over the fewer rows of this measurement.
     candidates = ['flash', 'sdpa', *(['cudnn'] if stage.spec.seq_len >= 64 else [])]
-    if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim):
+    if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim, self.device):
       candidates.append('short')
     taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
