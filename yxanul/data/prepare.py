@@ -114,14 +114,14 @@ def _saved(spec: DataSpec, directory: Path) -> dict[str, Any] | None:
   return saved
 
 
-def _open(directory: Path, saved: dict[str, Any]) -> Prepared:
-  tokenizer = tokenizers.load(directory / 'tokenizer')
+def _open(directory: Path, saved: dict[str, Any], tokenizer: Tokenizer | None = None) -> Prepared:
+  tokenizer = tokenizer or tokenizers.load(directory / 'tokenizer')
   train, validation = (shards.open(directory / split, tokenizer) for split in prepare_encode.SPLITS)
   return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
 
 
 def _prepare(spec: DataSpec, directory: Path, named: Tokenizer | None, progress: Progress) -> Prepared:
-  saved = _saved(spec, directory)
+  saved, tokenizer = _saved(spec, directory), None
   if not saved or not saved['done']:
     parts = parts_of(spec)
     listing = [part.listing() for part in parts]
@@ -129,7 +129,7 @@ def _prepare(spec: DataSpec, directory: Path, named: Tokenizer | None, progress:
       raise ValueError(f'{directory}: {spec.source!r} changed since this was begun; prepare it in another directory')
     saved = saved or _begin(directory, _settings(spec), listing)
     try:
-      _work(spec, directory, parts, named, saved, progress)
+      tokenizer = _work(spec, directory, parts, named, saved, progress)
     except ValueError:
       # Settings or source have to change, and then nothing of this is of use but what came from the hub.
       _discard(directory, saved)
@@ -139,7 +139,7 @@ def _prepare(spec: DataSpec, directory: Path, named: Tokenizer | None, progress:
   for name in ('work', 'fetched'):
     shutil.rmtree(directory / name, ignore_errors=True)
   (directory / 'encode.json').unlink(missing_ok=True)
-  return _open(directory, saved)
+  return _open(directory, saved, tokenizer)
 
 
 def _begin(directory: Path, settings: dict, listing: list) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _work(
   named: Tokenizer | None,
   saved: dict[str, Any],
   progress: Progress,
-) -> None:
-  """Every phase in turn. Those that a killed call has finished return at once."""
+) -> Tokenizer:
+  """Every phase in turn; returns the tokenizer. Phases that a killed call has finished return at once."""
 
   @contextlib.contextmanager
   def timed(phase: str) -> Iterator[None]:
@@ -231,6 +231,7 @@ def _work(
   about = {'settings': saved['settings'], 'selection': dict(selection.state['counts']), 'problems': selection.state['problems']}
   with timed('tokenize'):
     prepare_encode.write_shards(parts, spec, selection, tokenizer, folder, directory, about, progress)
+  return tokenizer
 
 
 def _named_tokenizer(spec: DataSpec) -> Tokenizer | None:
