@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   parse_variant(arg)
   config = default_config()
   config.name = 'quickstart'
-  config.note = 'This is a toy: a small model on 0.4 MB of text, to show that everything works. It will not know much.'
+  config.note = 'This is a toy: a small model for a short while, to show that everything works. It will not know much.'
 
   config.model.vocab_size = 1024
   config.model.d_model = 192
@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.tokenizer.transition_size = 768
   config.data.tokenizer.special_tokens = ('<|endoftext|>',)
 
-  config.curriculum.budget_tokens = 560_000
+  config.curriculum.budget_tokens = 620_000
   config.curriculum.stages = ultra.stages(batch_multiple=1)
   for stage, seq_len in zip(config.curriculum.stages, LENGTHS, strict=True):
     stage.seq_len = seq_len
@@ -61,10 +61,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.evaluation.seq_len = 192
   config.evaluation.batch_size = 8
   config.evaluation.every_share = 0.2
+  config.evaluation.max_tokens = 100_000
   config.evaluation.xz_mark = True
 
   config.sample.prompts = ('The', 'If the', 'A class definition')
   config.sample.tokens = 100
-  config.sample.temperature = 0.5
-  config.sample.top_k = 20
+  config.sample.temperature = 0.1
+  config.sample.top_k = 3
   return config

@@ -160,6 +160,7 @@ def test_a_truncated_checkpoint_falls_back_and_says_so(whole, tmp_path):
   status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
   assert status == 0, errors
   assert f'checkpoint of step {steps[-1]} is not usable' in output
+  assert 'Traceback' not in errors
   assert f'going on from the checkpoint of step {steps[-2]}' in output
   assert same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)

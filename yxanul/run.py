@@ -47,11 +47,13 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
   with stop_request() as stop, Display(stage_rows(spec), curriculum.total_tokens) as display:
-    if spec.note:
-      display.message(spec.note)
-    for note in engines.notes:
-      display.message(note)
-    prepared = _prepare(spec, workdir, display)
+    try:
+      prepared = _prepare(spec, workdir, display, stop)
+    except Stopped:
+      display.message(f'{stop.signal_name}: stopped while preparing the text; the same command goes on from here')
+      return cli.EXIT_AGAIN
+    for line in (*filter(None, (spec.note,)), *engines.notes):
+      display.message(line)
     workdir.mkdir(parents=True, exist_ok=True)
     _write_json(workdir / 'config.json', to_dict(spec))
     checkpoints = Checkpoints(workdir / 'checkpoints', spec.training.checkpoints_kept)
@@ -130,6 +132,9 @@ def _train(
     progress,
   )
   log.close()
+  if restored and progress.step == resumed_from and (workdir / 'result.json').exists():
+    write_report(workdir)  # the run was over before: what it left stays as it is
+    return json.loads((workdir / 'result.json').read_text())
   write_samples(workdir / 'samples.txt', state, spec, plain_numerics(spec, trainer.engines), prepared.tokenizer)
   result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
   _write_json(workdir / 'result.json', result)
@@ -144,7 +149,11 @@ def _matmul_format(precision: PrecisionSpec) -> str:
 def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
   path = workdir / 'config.json'
   if path.exists():
-    differing = differing_fields(json.loads(path.read_text()), to_dict(spec))
+    try:
+      before = json.loads(path.read_text())
+    except ValueError as error:
+      raise ValueError(f'{path}: not readable as JSON ({error})') from None
+    differing = differing_fields(before, to_dict(spec))
     if differing:
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; config.{"; config.".join(differing)}')
   elif workdir.exists() and not workdir.is_dir():
@@ -156,10 +165,12 @@ def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
     raise ValueError(f'--workdir={workdir}: cannot be written ({error.strerror}: {existing})') from None
 
 
-def _prepare(spec: ExperimentSpec, workdir: Path, display: Display) -> preparation.Prepared:
+def _prepare(spec: ExperimentSpec, workdir: Path, display: Display, stop: StopRequest) -> preparation.Prepared:
   told: dict[str, float] = {}
 
   def tell(phase: str, done: float, total: float | None) -> None:
+    if stop:
+      raise Stopped
     now = time.perf_counter()
     if now - told.get(phase, -10.0) >= 10.0:
       told[phase] = now

@@ -62,12 +62,19 @@ def test_logits_are_counted_in_chunks_of_the_kernels_size():
   assert memory.vocab_loss_bytes(ULTRA, FP32, 1000) < 2**28 + 1000 * 128 * 4 + 200_005 * 128 * 4
 
 
-def test_stage_rows_divide_the_global_batch_over_devices():
-  stages = (StageSpec(seq_len=8, batch_size=64), StageSpec(seq_len=16, batch_size=32, step_share_start=0.5))
-  spec = ExperimentSpec(name='x', curriculum=CurriculumSpec(stages=stages), precision=BF16)
-  rows = memory.stage_memory_rows(spec, devices=2)
-  assert [(row['stage'], row['seq_len'], row['tokens']) for row in rows] == [(1, 8, 256), (2, 16, 256)]
-  parts = [v for k, v in rows[0].items() if k.endswith('_bytes') and k != 'memory_bytes']
-  assert rows[0]['memory_bytes'] == sum(parts) == memory.estimate(ULTRA, BF16, 256).total_bytes
-  with pytest.raises(ValueError, match=r'stages\[0\].batch_size: got 64, wants a multiple of the 3 devices'):
-    memory.stage_memory_rows(spec, devices=3)
+def test_rows_go_through_in_as_few_parts_as_fit():
+  stage = StageSpec(seq_len=2048, batch_size=64)
+  spec = ExperimentSpec(name='x', curriculum=CurriculumSpec(stages=(stage,)))
+  whole = memory.step_bytes(spec, stage)
+  assert memory.pieces(spec, stage, whole) == 1
+  assert memory.pieces(spec, stage, whole - 1) == 2
+  assert memory.step_bytes(spec, stage, 2) < whole
+  assert memory.pieces(spec, stage, whole, devices=2) == 1
+  for limit in (80e9, 40e9, 20e9):
+    parts = memory.pieces(spec, stage, int(limit))
+    assert stage.batch_size % parts == 0
+    assert memory.step_bytes(spec, stage, parts) <= limit < memory.step_bytes(spec, stage, parts // 2)
+  with pytest.raises(
+    ValueError, match=r'stage of length 2048: needs about .* GB for its smallest part, 2048 tokens, got 1.0 GB'
+  ):
+    memory.pieces(spec, stage, int(1e9))

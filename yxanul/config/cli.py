@@ -1,6 +1,7 @@
 """Command lines: the `--config` flag with its overrides, and one line instead of a traceback for a user's mistake.
 
-Every program is a function `main(config, spec)` behind `run(main)`. Importing this module defines `--config`.
+Every program is a function `main()` behind `run(main)`, which asks `spec()` for its experiment. Importing this module
+defines `--config`.
 """
 
 import re

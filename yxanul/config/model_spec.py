@@ -108,6 +108,8 @@ class ModelSpec:
     return embedding + self.n_layers * block + norm
 
 
+ATTENTION_ENGINES = ('auto', 'cudnn', 'flash', 'sdpa')
+VOCAB_LOSS_ENGINES = ('auto', 'triton', 'chunked', 'reference')
 LINEARS = ('qkv', 'attention_out', 'up', 'down')
 
 
@@ -121,15 +123,17 @@ class PrecisionSpec:
   fp8_linears: tuple[str, ...] = LINEARS  # the others stay in bf16; embeddings, head and norms always do
   fp8_amax_history_steps: int = 1024
   fp8_margin: int = 0
-  fp8_evaluation: bool = False  # evaluate in fp8 too, instead of bf16
-  attention_engine: str = 'auto'
-  vocab_loss_engine: str = 'auto'
+  attention_engine: str = 'auto'  # auto (measured for each stage on a GPU) | cudnn | flash | sdpa
+  vocab_loss_engine: str = 'auto'  # auto | triton | chunked | reference
   tf32: bool = False  # let fp32 matrix products on a GPU use TF32
 
   def __post_init__(self):
     one_of(self.matmul, ('fp8', 'bf16', 'fp32'), 'precision.matmul')
     one_of(self.fp8_engine, ('auto', 'te', 'torch', 'reference'), 'precision.fp8_engine')
     one_of(self.fp8_recipe, ('delayed', 'current'), 'precision.fp8_recipe')
+    one_of(self.attention_engine, ATTENTION_ENGINES, 'precision.attention_engine')
+    one_of(self.vocab_loss_engine, VOCAB_LOSS_ENGINES, 'precision.vocab_loss_engine')
+    require(self.fp8_margin >= 0, 'precision.fp8_margin', self.fp8_margin, 'at least 0')
     for name in self.fp8_linears:
       one_of(name, LINEARS, 'precision.fp8_linears')
     require(self.fp8_amax_history_steps >= 1, 'precision.fp8_amax_history_steps', self.fp8_amax_history_steps, 'at least 1')

@@ -56,7 +56,7 @@ def check_path(text: str) -> Path:
     ValueError: there is no such file; the line lists the nearest names.
   """
   path = Path(text.partition(':')[0])
-  if path.is_file():
+  if path.is_file() and path.suffix == '.py':
     return path
   known = names()
   near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.4) or known

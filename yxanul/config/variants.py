@@ -27,7 +27,7 @@ def parse_variant(arg: str | None, **defaults: Any) -> dict[str, Any]:
       if not separator:
         raise ValueError
       values[key] = {'true': True, 'false': False}[text.lower()] if kind is bool else _number(text, kind)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
       raise ValueError(f'variant {key!r} of the experiment: got {text!r}, wants {wants}') from None
   return values
 

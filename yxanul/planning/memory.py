@@ -30,6 +30,7 @@ import dataclasses
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import ExperimentSpec, StageSpec
 
+USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
 VOCAB_CHUNK_BYTES = 256 * 2**20  # of FP32 logits that exist at one time: kernels.vocab_loss.CHUNK_BYTES
 
 
@@ -151,8 +152,7 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
     tokens = rows * stage.seq_len // n
     if rows % n or (spec.precision.matmul == 'fp8' and tokens % 16):
       continue
-    # Summed gradients stand beside those of the part under way.
-    total = estimate(spec.model, spec.precision, tokens).total_bytes + (4 * spec.model.parameter_count() if n > 1 else 0)
+    total = step_bytes(spec, stage, n, devices)
     if total <= memory_bytes:
       return n
   raise ValueError(
@@ -161,25 +161,8 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
   )
 
 
-def stage_memory_rows(spec: ExperimentSpec, devices: int = 1) -> list[dict[str, int]]:
-  """One row a stage: 'stage', 'seq_len', 'tokens' on one device, each part, and 'memory_bytes', their sum.
-
-  Raises:
-    ValueError: a stage's global batch does not divide over `devices`.
-  """
-  rows = []
-  for i, stage in enumerate(spec.curriculum.stages):
-    if stage.batch_size % devices:
-      raise ValueError(f'curriculum.stages[{i}].batch_size: got {stage.batch_size}, wants a multiple of the {devices} devices')
-    tokens = stage.tokens_per_step // devices
-    memory = estimate(spec.model, spec.precision, tokens)
-    rows.append(
-      {
-        'stage': i + 1,
-        'seq_len': stage.seq_len,
-        'tokens': tokens,
-        **dataclasses.asdict(memory),
-        'memory_bytes': memory.total_bytes,
-      }
-    )
-  return rows
+def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
+  """The estimate for a step whose rows go through in `parts` equal parts."""
+  total = estimate(spec.model, spec.precision, stage.tokens_per_step // devices // parts).total_bytes
+  # Summed gradients stand beside those of the part under way.
+  return total + (4 * spec.model.parameter_count() if parts > 1 else 0)

@@ -1,6 +1,7 @@
 """What a run left in its workdir, read back: the one place that knows these files' form on the reading side."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
   """What each stage that has begun came to, from the log alone.
 
   Keys: 'stage', 'seq_len', 'batch_size', 'start_tokens', 'start_seconds' (wall), 'steps', 'tokens', 'bytes', 'seconds' (of
-  training), 'tokens_per_second' and 'bytes_per_second' over the whole stage, 'bpb_train' (its last line), 'val_bpb' and
+  training), 'tokens_per_second' and 'bytes_per_second' over the whole stage, 'bpb_train' (over all its bytes), 'val_bpb' and
   'eval_seq_len' (its last evaluation; None without one).
   """
   rows = []
@@ -93,7 +94,7 @@ def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
         'seconds': seconds,
         'tokens_per_second': tokens / seconds if seconds > 0 else None,
         'bytes_per_second': n_bytes / seconds if seconds > 0 else None,
-        'bpb_train': last['bpb_train'],
+        'bpb_train': _mean_bpb(training, before['bytes']),
         'val_bpb': evaluations[-1]['val_bpb'] if evaluations else None,
         'eval_seq_len': evaluations[-1]['eval_seq_len'] if evaluations else None,
       }
@@ -101,3 +102,10 @@ def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
     ends = [last, *evaluations[-1:]]
     before = {**last, 'seconds': max(end['seconds'] for end in ends)}
   return rows
+
+
+def _mean_bpb(lines: list[Line], bytes_before: int) -> float | None:
+  """Of the log lines of a stage, each with the bytes it stands for."""
+  sizes = [b - a for a, b in itertools.pairwise([bytes_before, *(line['bytes'] for line in lines)])]
+  known = [(size, line['bpb_train']) for size, line in zip(sizes, lines, strict=True) if size and line['bpb_train'] is not None]
+  return sum(size * bpb for size, bpb in known) / sum(size for size, _ in known) if known else None

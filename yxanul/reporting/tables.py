@@ -73,7 +73,8 @@ def parameter_table(rows: list[Row]) -> Table:
 
 def stage_table(rows: list[Row]) -> Table:
   """The curriculum: 'stage', 'seq_len', 'batch_size', 'tokens_per_step', 'steps', 'tokens', 'lr_scale', 'lr', 'grad_clip',
-  'share_start' (of the token budget), 'memory_bytes' (an estimate, on one device); a line with the sums."""
+  'share_start' (of the token budget), 'parts' (that the rows go through in, for the memory), 'memory_bytes' (an estimate,
+  on one device); a line with the sums."""
   columns: list[_Column] = [
     ('stage', 'stage', _plain),
     ('seq_len', 'length', '{:,}'.format),
@@ -85,6 +86,7 @@ def stage_table(rows: list[Row]) -> Table:
     ('lr_scale', 'lr\nscale', '{:g}'.format),
     ('lr', 'peak\nlr', numbers.rate),
     ('grad_clip', 'clip', '{:g}'.format),
+    ('parts', 'in\nparts', '{:,}'.format),
     ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
   ]
   total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}

@@ -6,6 +6,7 @@ killed save leaves the one before it whole; what it does not check (names, shape
 """
 
 import os
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def _crc(x: np.ndarray) -> int:
   return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data)
 
 
+def _hear_no_closed_loop() -> None:
+  """Drops the complaints of reads that were under way when another read of the same damaged checkpoint failed.
+
+  Orbax closes its event loop at the first failure; the others then cannot report to it, and every one of them would print a
+  traceback from a thread of its own.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and 'Event loop is closed' in str(unraisable.exc_value)):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
 class Checkpoints:
   """The checkpoints of one run in a folder, newest last; the newest `kept` stay."""
 
@@ -86,6 +102,7 @@ class Checkpoints:
       ValueError: there are checkpoints and none is sound; nothing is touched.
     """
     broken: dict[int, str] = {}
+    _hear_no_closed_loop()
     for step in reversed(self.steps()):
       try:
         leaves, host = self._read(step, state)

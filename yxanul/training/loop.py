@@ -29,7 +29,7 @@ class Progress:
   tokens: int = 0
   bytes: int = 0
   skipped_steps: int = 0
-  seconds: float = 0.0  # wall clock of every session of the run, everything included
+  seconds: float = 0.0  # wall clock from the start of preparing to now, over all sessions up to what they saved
   seconds_training: float = 0.0  # of it, training steps
   evaluated_step: int = -1
   val_bpb: float | None = None

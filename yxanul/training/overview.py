@@ -5,7 +5,7 @@ from typing import Any
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.optim.build import assign_groups
-from yxanul.planning.memory import stage_memory_rows
+from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, token_shares
 
 
@@ -13,7 +13,9 @@ def stage_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
   """One row a stage, as `reporting.tables.stage_table` takes them."""
   curriculum, shares = Curriculum(spec), token_shares(spec.curriculum)
   rows = []
-  for stage, memory in zip(curriculum.stages, stage_memory_rows(spec), strict=True):
+  limit = int(memory.USABLE_SHARE * spec.training.gpu_memory_gb * 1e9)
+  for stage in curriculum.stages:
+    parts = memory.pieces(spec, stage.spec, limit) if limit else 1
     rows.append(
       {
         'stage': stage.number,
@@ -26,7 +28,8 @@ def stage_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
         'lr_scale': stage.spec.lr_scale,
         'lr': spec.optimizer.peak_lr * stage.lr_factor,
         'grad_clip': stage.spec.grad_clip,
-        'memory_bytes': memory['memory_bytes'],
+        'parts': parts,
+        'memory_bytes': memory.step_bytes(spec, stage.spec, parts),
       }
     )
   return rows

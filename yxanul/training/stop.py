@@ -19,6 +19,8 @@ class StopRequest:
     if self:
       os._exit(128 + number)
     self.signal_name = signal.Signals(number).name
+    # os.write and not print: a handler may come in the middle of a print.
+    os.write(2, f'{self.signal_name}: saving; once more ends at once\n'.encode())
 
 
 @contextlib.contextmanager

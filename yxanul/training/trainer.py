@@ -19,9 +19,6 @@ from yxanul.training.graphs import StepCache
 from yxanul.training.state import init_state
 from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 
-# Of the memory that the process may use: the estimate leaves out the CUDA context, libraries' buffers and fragmentation.
-_USABLE_SHARE = 0.85
-
 
 def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.device:
   """Threads, determinism, TF32 and the memory limit; these are process-wide in torch. Returns the device."""
@@ -68,7 +65,7 @@ class Trainer:
     if capabilities.device != 'cuda':
       return 1
     limit = self.spec.training.gpu_memory_gb * 1e9 or capabilities.memory_bytes
-    return memory.pieces(self.spec, stage.spec, int(_USABLE_SHARE * min(limit, capabilities.memory_bytes)))
+    return memory.pieces(self.spec, stage.spec, int(memory.USABLE_SHARE * min(limit, capabilities.memory_bytes)))
 
   def choices(self) -> dict[str, Any]:
     """What was chosen for this device; it belongs in the checkpoint, or a resumed run would not be the same."""
