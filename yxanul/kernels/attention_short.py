@@ -15,11 +15,11 @@ delta = rowsum(dout * out) equals rowsum(P * dP), it has no use for out either. 
 
   dS = P * (dP - delta),  dV = P^T dout,  dQ = dS K,  dK = dS^T Q.
 
-Beyond 128 the sums dk and dv do not fit beside S and dP, and two kernels share the backward pass. `backward_rows` takes a
-block of queries against all their keys: log-sums, deltas, dQ, and a copy of the turned queries. `backward_columns` takes a
+Beyond 128 the sums dk and dv do not fit beside S and dP, and two kernels share the backward pass. The kernel of rows takes a
+block of queries against all their keys: log-sums, deltas, dQ, and a copy of the turned queries. The kernel of columns takes a
 block of keys and computes S^T and dP^T, whose registers are as they stand the left operands of dV and dK, while queries and
-dout stream past. At every length nothing but qkv is saved for the backward pass. There are no atomics: the same inputs give the
-same bits. Products take BF16 and sum in FP32; gradients are turned back before they are rounded.
+dout stream past. At every length nothing but qkv is saved for the backward pass. There are no atomics: the same inputs give
+the same bits. Products take BF16 and sum in FP32; gradients are turned back before they are rounded.
 
 What binds (H200, 131,072 tokens, 12/2 heads of 64; experiments/records/2026-11-22_kernel-attention-short): memory up to 64,
 where forward and backward reach 86, 85, 73 and 66 % of the copy bandwidth's floor at 8, 16, 32 and 64; registers at 128 and
@@ -28,10 +28,10 @@ where forward and backward reach 86, 85, 73 and 66 % of the copy bandwidth's flo
 Tried and rejected, backward pass in ms. At length 8 tiles of 32 or 64 tokens instead of 16: 0.24 and 0.33 against 0.20; two
 warps to a tile of 16: 0.32; registers limited to 168 for half as many blocks again: 0.26, for the spills. Pairs side by side
 in one tile, so that products are not halved: 0.23, and no gain in longer tiles. At 128 the two kernels of 256: 0.69 against
-0.65. At 256 S instead of S^T in `backward_columns`, with P and dS transposed through shared memory and q turned again: 0.79
-against 0.51; 128 keys to a block: 0.81. `backward_rows` in two passes over blocks of keys, or with half of dP computed twice,
-to save registers: 0.82 and 0.74 against 0.69. Not tried: warps that load, multiply and exponentiate in turns, which plain
-Triton does not offer on Hopper.
+0.65. At 256 S instead of S^T in the kernel of columns, with P and dS transposed through shared memory and q turned again: 0.79
+against 0.51; 128 keys to a block: 0.81. The kernel of rows in two passes over blocks of keys, or with half of dP computed
+twice, to save registers: 0.82 and 0.74 against 0.69. Not tried: warps that load, multiply and exponentiate in turns, which
+plain Triton does not offer on Hopper.
 """
 
 import math
@@ -118,7 +118,7 @@ def forward(
   """The output, (N, H C)."""
   out_ND = qkv_NO.new_empty(len(qkv_NO), n_heads * head_dim)
   pointers = (qkv_NO, out_ND, cos_TC2, sin_TC2, len(qkv_NO))
-  _launch(kernels.forward, _fitting(FORWARD_TILES, seq_len), pointers, seq_len, n_heads, n_kv_heads, head_dim)
+  _launch(kernels.attention_forward, _fitting(FORWARD_TILES, seq_len), pointers, seq_len, n_heads, n_kv_heads, head_dim)
   return out_ND
 
 
@@ -131,13 +131,13 @@ def backward(
   dqkv_NO = torch.empty_like(qkv_NO)
   tables = (cos_TC2, sin_TC2, len(qkv_NO))
   if seq_len <= max(BACKWARD_TILES):
-    _launch(kernels.backward, _fitting(BACKWARD_TILES, seq_len), (qkv_NO, dout_ND, dqkv_NO, *tables), *shape)
+    _launch(kernels.attention_backward, _fitting(BACKWARD_TILES, seq_len), (qkv_NO, dout_ND, dqkv_NO, *tables), *shape)
     return dqkv_NO
   q_ND = torch.empty_like(dout_ND) if cos_TC2 is not None else qkv_NO
   stats_HN2 = qkv_NO.new_empty(n_heads, len(qkv_NO), 2, dtype=torch.float32)  # log2 of the softmax's sum, delta
   pointers = (qkv_NO, dout_ND, dqkv_NO, q_ND, stats_HN2, *tables)
-  _launch(kernels.backward_rows, _fitting(ROWS_TILES, seq_len), pointers, *shape)
-  _launch(kernels.backward_columns, _fitting(COLUMNS_TILES, seq_len), pointers, *shape)
+  _launch(kernels.attention_backward_rows, _fitting(ROWS_TILES, seq_len), pointers, *shape)
+  _launch(kernels.attention_backward_columns, _fitting(COLUMNS_TILES, seq_len), pointers, *shape)
   return dqkv_NO
 
 

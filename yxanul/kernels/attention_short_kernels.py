@@ -12,7 +12,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def forward(
+def attention_forward(
   qkv_ptr, out_ptr, cos_ptr, sin_ptr, n_tokens, SEQ: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr,
   GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, SCALE: tl.constexpr, ROPE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def _forward_block(
 
 
 @triton.jit
-def backward(
+def attention_backward(
   qkv_ptr, dout_ptr, dqkv_ptr, cos_ptr, sin_ptr, n_tokens, SEQ: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr,
   GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, SCALE: tl.constexpr, ROPE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -108,12 +108,12 @@ def backward(
 
 
 @triton.jit
-def backward_rows(
+def attention_backward_rows(
   qkv_ptr, dout_ptr, dqkv_ptr, q_ptr, stats_ptr, cos_ptr, sin_ptr, n_tokens, SEQ: tl.constexpr, PACK: tl.constexpr,
   BLOCK: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, SCALE: tl.constexpr,
   ROPE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-  """dq of a block of queries, and for `backward_columns` their log-sums and deltas and the turned queries."""
+  """dq of a block of queries, and for `attention_backward_columns` their log-sums and deltas and the turned queries."""
   pack = tl.program_id(0) // (PACK // BLOCK)
   block = tl.program_id(0) % (PACK // BLOCK)
   if block < PACK // BLOCK // 2:
@@ -173,7 +173,7 @@ def _rows_block(
 
 
 @triton.jit
-def backward_columns(
+def attention_backward_columns(
   qkv_ptr, dout_ptr, dqkv_ptr, q_ptr, stats_ptr, cos_ptr, sin_ptr, n_tokens, SEQ: tl.constexpr, PACK: tl.constexpr,
   BLOCK: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, SCALE: tl.constexpr,
   ROPE: tl.constexpr, EVEN: tl.constexpr,
