@@ -70,7 +70,7 @@ def test_rows_go_through_in_as_few_parts_as_fit():
   assert memory.pieces(spec, stage, whole - 1) == 2
   assert memory.step_bytes(spec, stage, 2) < whole
   assert memory.pieces(spec, stage, whole, devices=2) == 1
-  for limit in (80e9, 40e9, 20e9):
+  for limit in (60e9, 40e9, 20e9):
     parts = memory.pieces(spec, stage, int(limit))
     assert stage.batch_size % parts == 0
     assert memory.step_bytes(spec, stage, parts) <= limit < memory.step_bytes(spec, stage, parts // 2)

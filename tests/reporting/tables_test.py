@@ -16,7 +16,7 @@ EXPERIMENTS = [
 STAGES = [
   {'stage': i + 1, 'seq_len': 8 << i, 'batch_size': 8192 >> i, 'tokens_per_step': 131_072, 'steps': 10_000 + i}
   | {'tokens': 1_310_720_000 + i, 'lr_scale': 0.35, 'lr': 2.15e-4, 'grad_clip': 0.5, 'share_start': 0.175}
-  | {'memory_bytes': 79_201_942_784}
+  | {'parts': 4, 'memory_bytes': 79_201_942_784}
   for i in range(10)
 ]
 PARAMETERS = [
@@ -67,6 +67,7 @@ def test_no_figure_is_cut_on_a_terminal(width):
       '0.35',
       '2.15e-4',
       '0.5',
+      '4',
       '79.2',
       'GB',
     ]
