@@ -86,7 +86,7 @@ def stage_table(rows: list[Row]) -> Table:
     ('lr_scale', 'lr\nscale', '{:g}'.format),
     ('lr', 'peak\nlr', numbers.rate),
     ('grad_clip', 'clip', '{:g}'.format),
-    ('parts', 'in\nparts', '{:,}'.format),
+    ('parts', 'rows\nin', '{:,}'.format),
     ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
   ]
   total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}
