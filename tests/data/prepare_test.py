@@ -68,7 +68,9 @@ def test_minimum_tokens_by_column_or_by_our_own_count(tmp_path, prose, make_spec
   prepared = prepare.prepare(make_spec(source, min_document_tokens=50), tmp_path / 'out')
   expected = prose[1:300:2] if column else [text for text, n in zip(prose, own, strict=False) if n >= 50]
   assert sorted(texts_of(prepared, 'train') + texts_of(prepared, 'validation')) == sorted(expected)
-  assert prepared.train.manifest['selection']['short'] == 300 - len(expected)
+  selection = prepared.train.manifest['selection']
+  assert selection['short'] == 300 - len(expected)
+  assert (selection['train'], selection['validation']) == (prepared.train.n_documents, prepared.validation.n_documents)
 
 
 def test_a_validation_source_is_held_out_as_it_is_and_never_trained_on(tmp_path, prose, make_spec):

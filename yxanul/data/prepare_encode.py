@@ -65,7 +65,7 @@ def write_shards(
     ValueError: the source changed meanwhile; no document is as long as `min_document_tokens`.
   """
   journal = Journal(directory, 'encode')
-  state = journal.state or {'part': 0, 'cursor': START, 'read': 0, 'sources': [], 'short': 0, 'bytes': 0, 'writers': {}}
+  state = journal.state or {'part': 0, 'cursor': START, 'read': 0, 'sources': [], 'short': {}, 'bytes': 0, 'writers': {}}
   writers = {
     split: shards.Writer(journal, split, tokenizer.vocab_size, spec.shard_tokens, state['writers'].get(split))
     for split in SPLITS
@@ -86,7 +86,9 @@ def write_shards(
         committed = time.monotonic()
         progress('tokenize', state['bytes'], total)
     commit()
-    about['selection']['short'] += state['short']
+    for split, n in state['short'].items():
+      about['selection'][split] -= n
+      about['selection']['short'] += n
     for split in SPLITS:
       if not writers[split].state['shards'] and not writers[split].state['open']:
         wants = f'none of its documents has min_document_tokens={spec.min_document_tokens}'
@@ -105,12 +107,13 @@ def _append(
   is_counted = np.array([document.token_count is None for document in batch.documents], bool) & ~batch.is_held_out
   is_short = is_counted & (encoded.lengths - 1 < spec.min_document_tokens)
   source_ids = np.array([_source_id(document.source, state['sources']) for document in batch.documents], np.uint8)
-  for split, chosen in zip(SPLITS, (~is_validation & ~is_short, is_validation & ~is_short), strict=True):
+  for split, of_split in zip(SPLITS, (~is_validation, is_validation), strict=True):
+    state['short'][split] = state['short'].get(split, 0) + int((of_split & is_short).sum())
+    chosen = of_split & ~is_short
     if chosen.any():
       tokens = encoded.tokens if chosen.all() else encoded.tokens[np.repeat(chosen, encoded.lengths)]
       writers[split].append(tokens, encoded.lengths[chosen], encoded.byte_counts[chosen], source_ids[chosen])
   state.update(part=batch.part, cursor=batch.cursor, read=batch.read)
-  state['short'] += int(is_short.sum())
   state['bytes'] += int(encoded.byte_counts.sum())
 
 
