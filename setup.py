@@ -17,7 +17,7 @@ setup(
     'torch>=2.11.0a0,<2.14',
     'absl-py>=2.1',
     'datasets>=3.0',
-    'datasketch>=1.6',
+    'datasketch>=2.0',
     'einops>=0.8',
     'jinja2>=3.1',
     'matplotlib>=3.8',
