@@ -55,6 +55,14 @@ def test_activations_grow_with_tokens_and_the_logits_stop_at_a_chunk():
     memory.estimate(ULTRA, FP8, 0)
 
 
+def test_recomputed_blocks_keep_their_inputs_and_one_block_at_a_time():
+  whole, blocks = memory.estimate(ULTRA, FP8, 4096), memory.estimate(ULTRA, FP8, 4096, 'blocks')
+  saved = memory.saved_bytes_per_token(ULTRA, FP8)
+  ends = saved.pop('ends')
+  assert blocks.activations_bytes == 4096 * (28 * 2 * 2 * 768 + sum(saved.values()) + ends)
+  assert whole.total_bytes - blocks.total_bytes == whole.activations_bytes - blocks.activations_bytes
+
+
 def test_logits_are_counted_in_chunks_of_the_kernels_size():
   assert memory.VOCAB_CHUNK_BYTES == vocab_loss.CHUNK_BYTES
   gradients = 100 * 128 * 2 + 200_005 * 128 * 4

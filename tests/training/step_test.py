@@ -9,6 +9,7 @@ import torch
 from tests import tiny
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import Engines
+from yxanul.model import transformer
 from yxanul.optim.build import build
 from yxanul.training.state import flatten, init_state
 from yxanul.training.step import Text, calibrate, is_fp8, make_eval_step, make_train_step
@@ -73,8 +74,8 @@ def test_metrics_count_what_they_say():
   targets = tokens[1:]
   evaluate = make_eval_step(spec, stage.seq_len, FP32, TEXT)
   counts = (targets != 511).view(-1, stage.seq_len)
-  nats = evaluate(state.params, tokens, counts)
-  everything = evaluate(state.params, tokens, torch.ones_like(counts))
+  nats = evaluate(state.params, state.fp8_state, tokens, counts)
+  everything = evaluate(state.params, state.fp8_state, tokens, torch.ones_like(counts))
   _, m = step(state, tokens, *rates())
   assert m.bytes.item() == sum(int(t) % 7 for t in targets.tolist())
   assert m.nats.item() == pytest.approx(nats.item(), rel=1e-6)
@@ -124,6 +125,37 @@ def test_calibration_keeps_gradients_from_underflowing():
     shares = [(after.opt_state[1]['first'][name] == 0).float().mean().item() for name in names]
     # 65,536 tokens: against 2^-17, half of E5M2's least value, most gradients are nothing.
     assert (max(shares) > 0.3) is zero, shares
+
+
+@ENGINES
+def test_recomputed_blocks_give_the_same_step_bit_for_bit(engines, monkeypatch):
+  spec, stage, state, step, tokens = make(engines)
+  again = dataclasses.replace(spec, training=dataclasses.replace(spec.training, recompute='blocks'))
+  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  a, m = step(clone(state), tokens, *rates())
+  runs, block = [], transformer.block
+  monkeypatch.setattr(transformer, 'block', lambda *arguments: runs.append(1) or block(*arguments))
+  b, n = make_train_step(again, stage, optimizer, engines, TEXT)(clone(state), tokens, *rates())
+  assert len(runs) == 2 * spec.model.n_layers
+  a, b = flatten(a), flatten(b)
+  assert all(torch.equal(a[k], b[k]) for k in a)
+  assert all(torch.equal(x, y) for x, y in zip(m, n, strict=True))
+
+
+def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():
+  spec, stage, state, _, tokens = make(FP8)
+  counts = torch.ones(stage.batch_size, stage.seq_len, dtype=torch.bool)
+  rounded = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, fp8_evaluation=True))
+  before = flatten(clone(state))
+  plain, fp8_nats = (
+    make_eval_step(s, stage.seq_len, FP8, TEXT)(state.params, state.fp8_state, tokens, counts) for s in (spec, rounded)
+  )
+  assert plain != fp8_nats
+  assert plain.item() == pytest.approx(fp8_nats.item(), rel=1e-2)
+  in_training = make_train_step(spec, stage, build(spec.optimizer, spec.model.parameter_shapes()), FP8, TEXT)
+  assert all(torch.equal(leaf, before[path]) for path, leaf in flatten(state).items())
+  _, m = in_training(state, tokens, *rates())
+  assert m.loss.item() * len(tokens[1:]) == pytest.approx(fp8_nats.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize('stage_index', range(10))

@@ -37,7 +37,7 @@ def test_bits_per_byte_the_long_way(prepared, seq_len):
   text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes))
   params = transformer.init(spec.model, torch.Generator().manual_seed(0))
   validation = Validation(spec, prepared.validation, ENGINES, text, torch.device('cpu'), StopRequest())
-  got = validation(params, seq_len)
+  got = validation(params, {}, seq_len)
 
   # The stream is an end-of-text, then every document and an end-of-text after it; rows of seq_len, nothing carried over.
   end = text.end_of_text_id
@@ -64,4 +64,4 @@ def test_a_request_to_stop_ends_an_evaluation(prepared):
   stop = StopRequest()
   stop.signal_name = 'SIGTERM'
   validation = Validation(spec, prepared.validation, ENGINES, text, torch.device('cpu'), stop)
-  assert validation(transformer.init(spec.model, torch.Generator().manual_seed(0)), 16) is None
+  assert validation(transformer.init(spec.model, torch.Generator().manual_seed(0)), {}, 16) is None

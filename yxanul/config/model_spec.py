@@ -123,6 +123,7 @@ class PrecisionSpec:
   fp8_linears: tuple[str, ...] = LINEARS  # the others stay in bf16; embeddings, head and norms always do
   fp8_amax_history_steps: int = 1024
   fp8_margin: int = 0
+  fp8_evaluation: bool = False  # evaluate in FP8 too, with the scales as training left them; off: in bf16
   attention_engine: str = 'auto'  # auto (measured for each stage on a GPU) | cudnn | flash | sdpa
   vocab_loss_engine: str = 'auto'  # auto | triton | chunked | reference
   tf32: bool = False  # let fp32 matrix products on a GPU use TF32

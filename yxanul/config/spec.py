@@ -201,10 +201,12 @@ class TrainingSpec:
   log_every_steps: int = 10
   checkpoint_every_seconds: float = 600.0
   checkpoints_kept: int = 2
+  recompute: str = 'none'  # none | blocks: keep only each block's input for the backward pass, and run the block again there
   gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
 
   def __post_init__(self):
     one_of(self.execution, ('graph', 'compile', 'eager'), 'training.execution')
+    one_of(self.recompute, ('none', 'blocks'), 'training.recompute')
     require(self.log_every_steps >= 1, 'training.log_every_steps', self.log_every_steps, 'at least 1')
     require(
       self.checkpoint_every_seconds >= 0,

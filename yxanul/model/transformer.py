@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from yxanul.config.model_spec import ModelSpec
 from yxanul.kernels import attention
@@ -29,6 +30,7 @@ class Numerics:
   dtype: torch.dtype = torch.float32  # of the residual stream
   attention: str = 'sdpa'  # engine of kernels.attention.packed_attention
   compiled: bool = False  # chains of elementwise operations fused by torch.compile
+  recompute: bool = False  # keep a block's input alone for the backward pass, which runs the block again
 
 
 def init(spec: ModelSpec, generator: torch.Generator) -> Params:
@@ -57,7 +59,12 @@ def hidden(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numeric
   run = _compiled_block if numerics.compiled and type(numerics.linears) is Linears else block
   for layer in range(spec.n_layers):
     p = {name: stacked[layer] for name, stacked in layers.items()}
-    x_BTD, delta_BTD = run(x_BTD, delta_BTD, p, numerics.linears.at(layer), spec, numerics, rope, mask_B1TT)
+    arguments = (x_BTD, delta_BTD, p, numerics.linears.at(layer), spec, numerics, rope, mask_B1TT)
+    if numerics.recompute and torch.is_grad_enabled():
+      # Nothing is drawn inside a block, so there is no random state to keep; an FP8 amax raised twice is the same amax.
+      x_BTD, delta_BTD = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
+    else:
+      x_BTD, delta_BTD = run(*arguments)
   return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
 
 

@@ -113,8 +113,12 @@ def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) ->
   return chunk_tokens * model.vocab_size * (4 + gradient) + a * tokens * rank + 4 * model.vocab_size * rank
 
 
-def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> MemoryEstimate:
+def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, recompute: str = 'none') -> MemoryEstimate:
   """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length).
+
+  Args:
+    recompute: `training.recompute`; under `blocks` every block keeps its two inputs (the stream, and what is to be added to
+      it), and one block at a time keeps what the table above says.
 
   Raises:
     ValueError: `tokens` is not positive.
@@ -128,12 +132,14 @@ def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> MemoryE
   # Widest moment inside a block: gradients of the residual stream, of the activation's output and of its input, and under
   # FP8 the two quantized copies (for the input's gradient and for the weight's) of the latter.
   widest = a * (model.d_model + model.d_hidden + model.d_up) + (2 * model.d_up if _is_fp8(precision, 'up') else 0)
+  block = sum(saved.values())
+  kept = model.n_layers * block if recompute == 'none' else model.n_layers * 2 * a * model.d_model + block
   return MemoryEstimate(
     parameters_bytes=4 * parameters,
     weight_copies_bytes=weight_copies_bytes(model, precision),
     gradients_bytes=4 * parameters,
     optimizer_bytes=8 * parameters,
-    activations_bytes=tokens * (model.n_layers * sum(saved.values()) + ends),
+    activations_bytes=tokens * (kept + ends),
     workspace_bytes=tokens * widest,
     vocab_loss_bytes=vocab_loss_bytes(model, precision, tokens),
   )
@@ -163,6 +169,7 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
 
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
   """The estimate for a step whose rows go through in `parts` equal parts."""
-  total = estimate(spec.model, spec.precision, stage.tokens_per_step // devices // parts).total_bytes
+  tokens = stage.tokens_per_step // devices // parts
+  total = estimate(spec.model, spec.precision, tokens, spec.training.recompute).total_bytes
   # Summed gradients stand beside those of the part under way.
   return total + (4 * spec.model.parameter_count() if parts > 1 else 0)

@@ -73,7 +73,7 @@ class Run:
   curriculum: Curriculum
   step: Callable[..., tuple[TrainState, Any]]  # (stage, state, tokens, lr, max_norm), see training.graphs
   batches: Callable[[int], Iterable[torch.Tensor]]  # from a position in target tokens to the rows of every step after it
-  evaluate: Callable[[dict[str, torch.Tensor], int], dict[str, Any]]  # (params, seq_len) to the fields of an evaluation line
+  evaluate: Callable[..., dict[str, Any] | None]  # (params, fp8_state, seq_len) to the fields of an evaluation line
   checkpoints: Checkpoints
   log: MetricsLog
   display: Any
@@ -200,7 +200,7 @@ class _Loop:
     stage = self.run.curriculum.lookup(progress.tokens - 1)
     last = progress.tokens >= self.run.curriculum.total_tokens
     longest = self.run.spec.evaluation.seq_len
-    result = self.run.evaluate(state.params, longest if last else min(stage.spec.seq_len, longest))
+    result = self.run.evaluate(state.params, state.fp8_state, longest if last else min(stage.spec.seq_len, longest))
     if result is None:  # a request to stop came in between: the resumed run evaluates
       return
     self.clocks.tick()

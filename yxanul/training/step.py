@@ -56,10 +56,11 @@ def is_fp8(engines: Engines) -> bool:
 def plain_numerics(spec: ExperimentSpec, engines: Engines, compiled: bool = False) -> Numerics:
   """Numerics without FP8: for evaluation and sampling, and for training where no linear runs in FP8."""
   dtype = torch.float32 if engines.linear == 'fp32' else torch.bfloat16
-  return Numerics(Linears(spec.model), dtype, engines.attention, compiled)
+  return Numerics(Linears(spec.model), dtype, engines.attention, compiled, spec.training.recompute == 'blocks')
 
 
-def _fp8_numerics(spec: ExperimentSpec, engines: Engines, engine: str, scale: Tensor, amax: Tensor, compiled: bool) -> Numerics:
+def fp8_numerics(spec: ExperimentSpec, engines: Engines, engine: str, scale: Tensor, amax: Tensor, compiled: bool) -> Numerics:
+  """Numerics with the block linears in FP8 through `engine`, over (L, 4, 3) FP32 scales; amaxes are raised in place."""
   linears = Fp8Linears(spec.model, spec.precision, engine, scale, amax)
   return dataclasses.replace(plain_numerics(spec, engines, compiled), linears=linears)
 
@@ -75,7 +76,7 @@ def loss_of(
   return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
 
 
-def _differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text, pieces: int = 1):
+def differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text, pieces: int = 1):
   """Mean loss a token, nats of the targets that count, and the gradients by name, summed in FP32 over `pieces` of the rows."""
   leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
   n_tokens = tokens.shape[0] - 1
@@ -122,8 +123,8 @@ def make_train_step(
     if is_fp8(engines):
       scale = state.fp8_state['scale']
       amax = torch.zeros_like(scale)
-      numerics = _fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
-    loss, nats, gradients = _differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
+      numerics = fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
+    loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
     with torch.no_grad():
       norm = global_norm(gradients)
       finite = torch.isfinite(loss) & torch.isfinite(norm)
@@ -156,22 +157,29 @@ def calibrate(
   """
   scale = state.fp8_state['scale']
   amax = torch.zeros_like(scale)
-  numerics = _fp8_numerics(spec, engines, 'calibrate', scale, amax, False)
-  _differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
+  numerics = fp8_numerics(spec, engines, 'calibrate', scale, amax, False)
+  differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
   return state._replace(fp8_state=fp8.update(state.fp8_state, amax, spec.precision, torch.isfinite(amax).all()))
 
 
-EvalStep = Callable[[transformer.Params, Tensor, Tensor], Tensor]
+EvalStep = Callable[[transformer.Params, fp8.State, Tensor, Tensor], Tensor]
 
 
 def make_eval_step(spec: ExperimentSpec, seq_len: int, engines: Engines, text: Text) -> EvalStep:
-  """eval_step(params, tokens (N + 1,) int32, counts_BT bool) -> nats of the targets that count, 0-d FP64."""
+  """eval_step(params, fp8_state, tokens (N + 1,) int32, counts_BT bool) -> nats of the targets that count, 0-d FP64.
+
+  `precision.fp8_evaluation` decides whether the linears run in FP8, with the state's scales, or without it. The state stays
+  as it is either way: what evaluation sees does not move the scales of training.
+  """
   rows = dataclasses.replace(spec.curriculum.stages[-1], seq_len=seq_len)
 
   @torch.no_grad()
-  def eval_step(params: transformer.Params, tokens: Tensor, counts_BT: Tensor) -> Tensor:
+  def eval_step(params: transformer.Params, fp8_state: fp8.State, tokens: Tensor, counts_BT: Tensor) -> Tensor:
     counts_N = counts_BT.flatten()
     numerics = plain_numerics(spec, engines)
+    if spec.precision.fp8_evaluation and is_fp8(engines):
+      scale = fp8_state['scale']
+      numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), False)
     _, nll_N = loss_of(params, tokens, counts_N.float(), rows, spec.model, numerics, text, engines.vocab_loss)
     return (nll_N.double() * counts_N).sum()
 

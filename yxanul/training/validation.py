@@ -11,6 +11,7 @@ import torch
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import evaluation_batches
 from yxanul.data.shards import Shards
+from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import Engines
 from yxanul.model.transformer import Params
 from yxanul.training.metrics import bits_per_byte
@@ -19,7 +20,7 @@ from yxanul.training.stop import StopRequest
 
 
 class Validation:
-  """The held-out text of a run. `validation(params, seq_len)` scores it in rows of `seq_len` tokens.
+  """The held-out text of a run. `validation(params, fp8_state, seq_len)` scores it in rows of `seq_len` tokens.
 
   Returns the fields of an evaluation line (`eval_seq_len, val_loss` in nats a token, `val_bpb, val_bytes`), or None when a
   request to stop came in between.
@@ -31,7 +32,7 @@ class Validation:
     self._spec, self._shards, self._engines, self._text = spec, shards, engines, text
     self._device, self._stop = device, stop
 
-  def __call__(self, params: Params, seq_len: int) -> dict[str, Any] | None:
+  def __call__(self, params: Params, fp8_state: fp8.State, seq_len: int) -> dict[str, Any] | None:
     evaluation = self._spec.evaluation
     # Shorter rows, more of them: a batch always holds the same number of tokens.
     rows = max(1, evaluation.batch_size * evaluation.seq_len // seq_len)
@@ -42,7 +43,7 @@ class Validation:
     for batch in batches:
       if self._stop:
         return None
-      nats += step(params, batch.tokens.to(self._device), batch.mask.to(self._device))
+      nats += step(params, fp8_state, batch.tokens.to(self._device), batch.mask.to(self._device))
       counted += int(batch.mask.sum())
     total = float(nats)
     return {
