@@ -5,7 +5,8 @@ Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: 391k tokens/s over the schedule on one H200 (records/2026-11-22_bench-ultra); not yet run to its end.
 
 Variants, as `ultra.py:key=value,...`: `gpu` sets the memory class and with it the batch (24 GB: 1x, 80 GB: 2x, 141 GB: 4x),
-`source` the text (a path or a hub name), `budget_tokens` the length of the run.
+`source` the text (a path or a hub name), `budget_tokens` the length of the run, `batch` multiplies the batch of every stage
+(a short run wants more and smaller steps: 0.25).
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +38,7 @@ def stage(seq_len: int, batch_size: int, lr_scale: float, grad_clip: float, step
   )
 
 
-def stages(batch_multiple: int) -> tuple[ConfigDict, ...]:
+def stages(batch_multiple: float) -> tuple[ConfigDict, ...]:
   table = (
     #     length  batch  lr    clip  starts at
     stage(8, 8192, 0.30, 0.5, 0.0),
@@ -52,12 +53,12 @@ def stages(batch_multiple: int) -> tuple[ConfigDict, ...]:
     stage(2048, 64, 1.00, 1.0, 0.700),
   )
   for row in table:
-    row.batch_size *= batch_multiple
+    row.batch_size = int(row.batch_size * batch_multiple)
   return table
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000)
+  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, batch=1.0)
   multiple, memory_gb = choose(variant['gpu'], MEMORY_CLASSES, 'gpu')
 
   config = default_config()
@@ -84,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.tokenizer.transition_size = 80_000
 
   config.curriculum.budget_tokens = variant['budget_tokens']
-  config.curriculum.stages = stages(multiple)
+  config.curriculum.stages = stages(multiple * variant['batch'])
 
   config.optimizer.peak_lr = 6e-4
   config.optimizer.warmup_share = 0.01

@@ -113,9 +113,16 @@ def test_variants_are_typed():
     ('gpx=1', "variant 'gpx'.*did you mean 'gpu'"),
     ('n=1.5', "variant 'n'.*got '1.5', wants a whole number"),
     ('gpu', "variant 'gpu'.*got '', wants a text"),
+    ('x=nan', "variant 'x'.*got 'nan', wants a number"),
   ]:
     with pytest.raises(ValueError, match=message):
-      parse_variant(arg, gpu='a', n=1)
+      parse_variant(arg, gpu='a', n=1, x=1.0)
+
+
+def test_a_short_run_takes_smaller_batches_and_the_rate_knows():
+  whole, quarter = (from_config(registry.load(f'experiments/ultra.py:gpu=h200{more}')) for more in ('', ',batch=0.25'))
+  for a, b in zip(whole.curriculum.stages, quarter.curriculum.stages, strict=True):
+    assert dataclasses.replace(b, batch_size=4 * b.batch_size) == a
 
 
 def test_every_experiment_is_valid_and_documented():

@@ -1,6 +1,7 @@
 """Typed variants of an experiment: what stands behind the colon in `--config=experiments/ultra.py:gpu=h100`."""
 
 import difflib
+import math
 from typing import Any
 
 
@@ -39,7 +40,10 @@ def _number(text: str, kind: type) -> Any:
     if number != int(number):
       raise ValueError
     return int(number)
-  return kind(text)
+  value = kind(text)
+  if kind is float and not math.isfinite(value):
+    raise ValueError
+  return value
 
 
 def choose(value: str, table: dict[str, Any], key: str) -> Any:

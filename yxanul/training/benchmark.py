@@ -222,6 +222,9 @@ def _subject(
     warm_seconds=seconds,
   )
   subject.note_memory()
+  subject.peak_bytes = (
+    max((trainer.step.peak_bytes(stage) or 0 for stage in curriculum.stages), default=0) or subject.peak_bytes
+  )
   return subject
 
 
@@ -257,8 +260,8 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     'bytes_per_token': bytes_per_token,
     'bytes_per_second': rate * bytes_per_token,
     'mfu': flops.mfu(subject.spec.model, stage.spec.seq_len, rate, subject.peak_flops),
-    # A graph's replay allocates nothing: what its stage needs shows while it is warmed, in the figure over all stages.
-    'peak_bytes': None if subject.step.captured else peak_bytes,
+    # A graph's replay allocates nothing: what its stage needs showed when the step ran before its capture.
+    'peak_bytes': subject.step.peak_bytes(stage) if subject.step.captured else peak_bytes,
     'loss': sum(v[0] for v in values) / len(values),
     'skipped_steps': int(sum(v[4] for v in values)),
   }

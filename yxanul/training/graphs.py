@@ -46,6 +46,11 @@ class StepCache:
     """How many stages run as one graph."""
     return sum(isinstance(step, _Captured) for step in self._steps.values())
 
+  def peak_bytes(self, stage: Stage) -> int | None:
+    """The most that was allocated while the stage's step ran outside its graph, all else included; None without a graph."""
+    step = self._steps.get(stage.index)
+    return step.peak_bytes if isinstance(step, _Captured) else None
+
   def _step(self, stage: Stage) -> TrainStep:
     return self._make(stage, self._compiled)
 
@@ -98,12 +103,14 @@ class _Captured:
     self._rates = torch.zeros(2, dtype=torch.float32, device=tokens.device)
     self._rates_host = torch.zeros(2, dtype=torch.float32, pin_memory=True)
     self._read = torch.cuda.Event()
+    torch.cuda.reset_peak_memory_stats()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
       self._run()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
+    self.peak_bytes = torch.cuda.max_memory_allocated()
 
   def _run(self) -> StepMetrics:
     after, metrics = self._step(self._state, self._tokens, *self._rates.unbind())
