@@ -85,16 +85,18 @@ def _fail(error: BaseException) -> None:
   sys.exit(EXIT_USAGE)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
   """Parses the flags, runs `main` and exits with what it returns.
+
+  With `takes_arguments`, `main` receives the list of what stands among the flags; without, there may be nothing.
 
   A ValueError or OSError is a user's mistake or a fault of the machine: one line on stderr and exit status 2. With
   `--verbosity=1` the traceback comes too.
   """
 
-  def guarded(_: list[str]) -> int | None:
+  def guarded(argv: list[str]) -> int | None:
     try:
-      return main()
+      return main(argv[1:]) if takes_arguments else main()
     except (ValueError, OSError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -103,7 +105,7 @@ def run(main: Callable[[], int | None]) -> None:
   def parse(argv: list[str]) -> list[str]:
     try:
       rest = _parse(argv)
-      if len(rest) > 1:
+      if len(rest) > 1 and not takes_arguments:
         raise ValueError(f'{rest[1]!r}: not a flag; flags are written --name=value')
       return rest
     except (ValueError, flags.Error, OSError) as error:

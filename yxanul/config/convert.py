@@ -75,13 +75,18 @@ def from_config(config: Any) -> ExperimentSpec:
   return _build(ExperimentSpec, config, '')
 
 
-def differing_fields(a: Any, b: Any, field: str = '') -> list[str]:
-  """Names of the fields, with both values, in which two nested dicts differ: 'model.d_model: 768 -> 512'."""
+def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
+  """The fields in which two nested dicts differ, with both values; None stands where one has no such field."""
   if isinstance(a, Mapping) and isinstance(b, Mapping):
     names = [*a, *(name for name in b if name not in a)]
     return [
-      line for name in names for line in differing_fields(a.get(name), b.get(name), f'{field}.{name}' if field else str(name))
+      found for name in names for found in differences(a.get(name), b.get(name), f'{field}.{name}' if field else str(name))
     ]
   if isinstance(a, tuple | list) and isinstance(b, tuple | list) and len(a) == len(b):
-    return [line for i, (x, y) in enumerate(zip(a, b, strict=True)) for line in differing_fields(x, y, f'{field}[{i}]')]
-  return [] if a == b else [f'{field}: {a!r} -> {b!r}']
+    return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f'{field}[{i}]')]
+  return [] if a == b else [(field, a, b)]
+
+
+def differing_fields(a: Any, b: Any) -> list[str]:
+  """Names of the fields, with both values, in which two nested dicts differ: 'model.d_model: 768 -> 512'."""
+  return [f'{field}: {x!r} -> {y!r}' for field, x, y in differences(a, b)]

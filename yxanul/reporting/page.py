@@ -3,23 +3,44 @@
 No script, no font and no image from elsewhere: the page must read the same offline in ten years.
 """
 
-CSS = """
-:root {
+from collections.abc import Mapping
+
+import jinja2
+
+# Colours by role: the page's, and those of a plot that stands alone.
+LIGHT = {
+  'paper': '#f6f4ee', 'surface': '#fffefb', 'ink': '#1b2127', 'muted': '#666a6d', 'line': '#e2ded2', 'band': '#f2efe5',
+  'accent': '#0d6657', 'on-accent': '#ffffff', 'train': '#0d6657', 'held': '#c4480e', 'bar': '#3f8779', 'mark': '#8a7a3d',
+  'toy': '#fbf1d3', 'toy-ink': '#5e4a06',
+  'run-1': '#0d6657', 'run-2': '#d2570f', 'run-3': '#4a5fc1', 'run-4': '#a3801a', 'run-5': '#b0377f', 'run-6': '#2b93b8',
+  'run-7': '#7a4a2b', 'run-8': '#6c7278',
+}  # fmt: skip
+DARK = {
+  'paper': '#121518', 'surface': '#1a1e22', 'ink': '#e8e5dd', 'muted': '#9aa0a4', 'line': '#2d3338', 'band': '#20252a',
+  'accent': '#55c4ae', 'on-accent': '#0c1513', 'train': '#55c4ae', 'held': '#ff9a66', 'bar': '#3f9484', 'mark': '#c4ad5c',
+  'toy': '#332a10', 'toy-ink': '#f0dc9b',
+  'run-1': '#55c4ae', 'run-2': '#ff9a66', 'run-3': '#93a5ff', 'run-4': '#dcb94a', 'run-5': '#f08bc3', 'run-6': '#6cc9ea',
+  'run-7': '#c99a78', 'run-8': '#aab0b5',
+}  # fmt: skip
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+  return ' '.join(f'--{role}: {colour};' for role, colour in colours.items())
+
+
+CSS = f"""
+:root {{
   color-scheme: light dark;
-  --paper: #f6f4ee; --surface: #fffefb; --ink: #1b2127; --muted: #666a6d; --line: #e2ded2; --band: #f2efe5;
-  --accent: #0d6657; --on-accent: #ffffff; --train: #0d6657; --held: #c4480e; --bar: #3f8779; --mark: #8a7a3d;
-  --toy: #fbf1d3; --toy-ink: #5e4a06;
+  {_variables(LIGHT)}
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia, serif;
   --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #121518; --surface: #1a1e22; --ink: #e8e5dd; --muted: #9aa0a4; --line: #2d3338; --band: #20252a;
-    --accent: #55c4ae; --on-accent: #0c1513; --train: #55c4ae; --held: #ff9a66; --bar: #3f9484; --mark: #c4ad5c;
-    --toy: #332a10; --toy-ink: #f0dc9b;
-  }
-}
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{ {_variables(DARK)} }}
+}}
+"""
+CSS += """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 var(--sans);
@@ -95,6 +116,10 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--su
 .facts > div, .config > div { background: var(--surface); border: 1px solid var(--line); border-radius: 10px;
   overflow: hidden; }
 .facts h3, .config h3 { font-size: 13px; margin: 0; padding: 10px 14px; border-bottom: 1px solid var(--line); }
+.key { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 16px 0 0; padding: 0; list-style: none; font-size: 14.5px; }
+.key i { display: inline-block; width: 18px; height: 3px; border-radius: 2px; vertical-align: middle; margin-right: 7px; }
+i.run { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
+.differing td { font-family: var(--mono); font-size: 12.5px; }
 details { margin-top: 20px; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 4px; border-radius: 4px; }
@@ -121,7 +146,14 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
 }
 """
 
-TEMPLATE = """\
+
+def template(source: str) -> jinja2.Template:
+  """A page that escapes what it is given and knows no missing name."""
+  environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+  return environment.from_string(source)
+
+
+TEMPLATE = template("""\
 {% macro pairs(group) %}
 <div><h3>{{ group.name }}</h3><table>
 {% for key, value in group.rows %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>{% endfor %}
@@ -257,4 +289,4 @@ Bits per byte count the held-out text’s own UTF-8 bytes, so they compare acros
 </main>
 </body>
 </html>
-"""
+""")

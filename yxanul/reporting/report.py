@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from yxanul.reporting import numbers, page, plots
@@ -48,8 +47,7 @@ def write_report(workdir: Path) -> Path:
 def render(run: RunFiles) -> str:
   """The whole page as HTML. Text from the run (names, notes, samples, settings) is escaped."""
   stages = stage_rows(run)
-  environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  return environment.from_string(page.TEMPLATE).render(
+  return page.TEMPLATE.render(
     css=Markup(page.CSS),
     name=run.config['name'],
     note=run.config['note'],
