@@ -19,6 +19,7 @@ def state(seed=0, step=1):
     params={'blocks.qkv.weight': weight, 'half': weight.bfloat16()},
     opt_state=((), {'count': torch.tensor(float(step)), 'first': {'blocks.qkv.weight': weight.square()}}),
     fp8_state={'scale': weight[0], 'eight': weight.to(torch.float8_e4m3fn)},
+    loss_state={'mean': weight[0, 0]},
     rng=torch.tensor([seed, 3]),
     data_state=torch.tensor(step * 1000),
   )

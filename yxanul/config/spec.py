@@ -203,6 +203,8 @@ class TrainingSpec:
   checkpoints_kept: int = 2
   recompute: str = 'none'  # none | blocks: keep only each block's input for the backward pass, and run the block again there
   gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
+  spike_deviations: float = 10.0  # skip a step whose loss is this many deviations above its running mean; 0: never
+  rollback_after_skips: int = 10  # in a row: back to the last checkpoint's weights, and past the text that did it
 
   def __post_init__(self):
     one_of(self.execution, ('graph', 'compile', 'eager'), 'training.execution')
@@ -217,6 +219,13 @@ class TrainingSpec:
     require(self.checkpoints_kept >= 2, 'training.checkpoints_kept', self.checkpoints_kept, 'at least 2')
     require(self.threads >= 0, 'training.threads', self.threads, 'at least 0')
     require(self.gpu_memory_gb >= 0, 'training.gpu_memory_gb', self.gpu_memory_gb, 'at least 0')
+    require(
+      self.spike_deviations == 0 or self.spike_deviations >= 1,
+      'training.spike_deviations',
+      self.spike_deviations,
+      'at least 1 standard deviation, or 0 to take every finite loss',
+    )
+    require(self.rollback_after_skips >= 1, 'training.rollback_after_skips', self.rollback_after_skips, 'at least 1 step')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ def ppl_gpt2_equivalent(bpb: float) -> float:
 class MetricsQueue:
   """Step metrics that wait on the device until the next step is under way.
 
-  `put` copies a step's five numbers to pinned memory without waiting; `get` waits for that copy only, not for what was
+  `put` copies a step's numbers to pinned memory without waiting; `get` waits for that copy only, not for what was
   launched after it.
   """
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model import transformer
 from yxanul.optim.transform import Transform
+from yxanul.training import spikes
 
 
 class TrainState(NamedTuple):
@@ -17,6 +18,7 @@ class TrainState(NamedTuple):
   params: transformer.Params
   opt_state: Any
   fp8_state: dict[str, Tensor]  # empty where no linear runs in FP8
+  loss_state: dict[str, Tensor]  # running statistics of the loss, see training.spikes
   rng: Tensor  # (2,) int64: the seed, and how often a stream was drawn from it
   data_state: Tensor  # 0-d int64: target tokens consumed, which is the loader's whole position
 
@@ -30,6 +32,7 @@ def init_state(spec: ExperimentSpec, optimizer: Transform, fp8_state: dict[str, 
     params=params,
     opt_state=optimizer.init(params),
     fp8_state=fp8_state,
+    loss_state=spikes.init(device),
     rng=torch.tensor([spec.seed, 0], dtype=torch.int64, device=device),
     data_state=torch.zeros((), dtype=torch.int64, device=device),
   )

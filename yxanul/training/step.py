@@ -25,6 +25,7 @@ from yxanul.kernels.vocab_loss import vocab_loss
 from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
 from yxanul.optim.transform import Hyper, Transform, apply_updates, global_norm
+from yxanul.training import spikes
 from yxanul.training.state import TrainState
 
 
@@ -42,7 +43,8 @@ class StepMetrics(NamedTuple):
   nats: Tensor  # of the targets that count for bits per byte: all but the end-of-text
   bytes: Tensor  # of text in those targets
   grad_norm: Tensor  # before clipping
-  skipped: Tensor  # 1 when loss or gradient was not finite and nothing was updated
+  skipped: Tensor  # 1 when nothing was updated: loss or gradient was not finite, or the loss was a spike
+  spike: Tensor  # 1 when that was a spike
 
 
 TrainStep = Callable[[TrainState, Tensor, Tensor, Tensor], tuple[TrainState, StepMetrics]]
@@ -131,8 +133,13 @@ def make_train_step(
       fp8_state = state.fp8_state
       if amax is not None:
         finite = finite & torch.isfinite(amax).all()
-        fp8_state = fp8.update(fp8_state, amax, spec.precision, finite)
-      ok = finite.float()
+      spike, loss_state = spikes.judge(state.loss_state, loss, stage.seq_len, spec.training.spike_deviations)
+      spike = spike & finite
+      taken = finite & ~spike
+      loss_state = {name: torch.where(taken, new, state.loss_state[name]) for name, new in loss_state.items()}
+      if amax is not None:
+        fp8_state = fp8.update(fp8_state, amax, spec.precision, taken)
+      ok = taken.float()
       updates, opt_state = update(gradients, state.opt_state, state.params, Hyper(learning_rate, max_norm, norm, ok))
       params = apply_updates(state.params, updates)
       metrics = StepMetrics(
@@ -141,9 +148,10 @@ def make_train_step(
         bytes=text.token_bytes_V[tokens[1:]].sum().double(),
         grad_norm=norm.double(),
         skipped=1.0 - ok.double(),
+        spike=spike.double(),
       )
     data_state = state.data_state + (tokens.shape[0] - 1)
-    return TrainState(state.step + 1, params, opt_state, fp8_state, state.rng, data_state), metrics
+    return TrainState(state.step + 1, params, opt_state, fp8_state, loss_state, state.rng, data_state), metrics
 
   return train_step
 
