@@ -106,6 +106,29 @@ def peers_table(rows: list[Row]) -> Table:
   return tables._table(rows, columns, 'Peers', left={'peer'})
 
 
+def gradients_table(result: Row) -> Table:
+  """Every parameter's gradient against FP32's and the reference engine's, from `training.benchmark_gradients.measure`."""
+  rows = [
+    {
+      'steps': moment['steps'],
+      'parameter': name,
+      **values,
+      'worst': ', '.join(k for k, v in moment['worst'].items() if v == name),
+    }
+    for moment in result['moments']
+    for name, values in moment['parameters'].items()
+  ]
+  columns = [
+    ('steps', 'after\nsteps', str),
+    ('parameter', 'parameter', str),
+    ('cosine_fp8', 'FP8: cosine\nwith FP32', '{:.4f}'.format),
+    ('cosine_bf16', 'BF16: cosine\nwith FP32', '{:.5f}'.format),
+    ('difference_reference', 'FP8: difference\nfrom reference', '{:.4f}'.format),
+    ('worst', 'the worst in', str),
+  ]
+  return tables._table(rows, columns, f'Gradients, engine {result["engine"]}', left={'parameter', 'worst'})
+
+
 def loader_table(rows: list[Row]) -> Table:
   """The loader alone: 'stage', 'seq_len', 'batch_size', 'tokens_per_second'."""
   columns = [

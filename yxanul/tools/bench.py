@@ -2,7 +2,8 @@
 
 Command: python -m yxanul.tools.bench --config=experiments/ultra.py:gpu=h200,source=PATH --workdir=runs/bench --json=bench.json
 `--against=bf16` runs everything again with BF16 linears and gives the ratios; `--peers` times a plain GPT-2 124M beside it;
-`--what=loader` measures the loader alone. How the figures are come by: yxanul/training/benchmark.py.
+`--what=loader` measures the loader alone; `--what=gradients --only=10 --steps=200` compares gradients with FP32's, before and
+after 200 steps of stage 10. How the figures are come by: yxanul/training/benchmark.py and benchmark_gradients.py.
 
 Every stage takes 3 + steps + 1 + profile_steps steps. At gpu=h200's batches and 300,000 tokens/s the default is ten minutes;
 --steps, --profile_steps and --only=1,5,10 shorten it. The JSON file is written anew after every stage, so that what is cut
@@ -25,7 +26,7 @@ from yxanul.config import cli, convert, registry
 from yxanul.config.spec import ExperimentSpec
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Prepare the data in WORKDIR/data, where a run in WORKDIR looks for it.')
-_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages or loader.')
+_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages, loader or gradients.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every stage, after three that are not.', lower_bound=1)
 _PROFILE_STEPS = flags.DEFINE_integer('profile_steps', 10, 'Steps of every stage under the profiler; 0: none.', lower_bound=0)
 _ONLY = flags.DEFINE_list('only', [], 'These stages alone, such as 1,5,10.')
@@ -182,7 +183,27 @@ def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   return {**_envelope('loader', capabilities), 'n': 1, 'figures': figures, 'stages': rows}
 
 
-BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = {'stages': _stages, 'loader': _loader}
+def _gradients(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
+  """Gradients in FP8 and BF16 against FP32's, and the FP8 engine's against the reference, before and after --steps steps."""
+  from yxanul.kernels.capabilities import detect
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark_gradients
+
+  capabilities = detect()
+  prepared = _prepared(spec, report)
+  measured = benchmark_gradients.measure(spec, stages[-1], _STEPS.value, prepared, capabilities, report.line)
+  report.table(bench_tables.gradients_table(measured))
+  for moment in measured['moments']:
+    name, cosine = moment['worst_layer'].values()
+    report.line(f'after {moment["steps"]} steps: worst layer {name}, cosine {cosine:.4f}; all zero: {moment["zero"] or "none"}')
+  return {**_envelope('gradients', capabilities), 'figures': benchmark_gradients.figures(measured), **measured}
+
+
+BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = {
+  'stages': _stages,
+  'loader': _loader,
+  'gradients': _gradients,
+}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 
 
 def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.device:
-  """Threads, determinism, TF32 and the memory limit; these are process-wide in torch. Returns the device."""
+  """Caches, threads, determinism, TF32 and the memory limit; these are process-wide. Returns the device."""
+  # Where compiled kernels outlive a reboot, and so a run that starts again need not compile them again.
+  cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'yxanul'
+  os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache / 'inductor'))
+  os.environ.setdefault('TRITON_CACHE_DIR', str(cache / 'triton'))
   if spec.training.threads:
     torch.set_num_threads(spec.training.threads)
   if spec.training.deterministic:
