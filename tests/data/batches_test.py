@@ -152,20 +152,34 @@ def test_no_window_touches_more_documents_than_most_documents(data):
 
 
 @pytest.mark.parametrize('max_tokens', [1, 200, 10**9])
-def test_evaluation_scores_every_token_of_whole_documents_once(data, max_tokens):
-  evaluation = batches.evaluation_batches(data, seq_len=16, batch_size=3, max_tokens=max_tokens)
+@pytest.mark.parametrize('stride', [None, 16, 5, 1])
+def test_evaluation_scores_every_token_of_whole_documents_once(data, max_tokens, stride):
+  evaluation = batches.evaluation_batches(data, seq_len=16, batch_size=3, max_tokens=max_tokens, stride=stride)
   found = list(evaluation)
   assert len(found) == len(evaluation)
+  assert all(b.inputs.shape == b.targets.shape == b.mask.shape == b.sources.shape == (3, 16) for b in found)
   documents = range(evaluation.n_documents)
   assert evaluation.n_documents == data.n_documents or evaluation.n_tokens + data.lengths[evaluation.n_documents] > max_tokens
   assert evaluation.n_tokens <= max_tokens or evaluation.n_documents == 1
-  scored = [int(t) for b in found for t in b.tokens[1:][b.mask.flatten()]]
-  assert scored == [int(t) for i in documents for t in data.document(i)]
+  assert [int(t) for b in found for t in b.targets[b.mask]] == [int(t) for i in documents for t in data.document(i)]
   assert evaluation.n_bytes == sum(int(data.byte_counts[i]) for i in documents)
   assert sum(evaluation.bytes_by_source.values()) == evaluation.n_bytes
   sources = [data.sources[int(s)] for b in found for s in b.sources[b.mask]]
   assert sources == [('even', 'odd')[i % 2] for i in documents for _ in data.document(i)]
-  previous = END
-  for b in found:
-    assert b.tokens[0] == previous
-    previous = b.tokens[-1]
+
+
+@pytest.mark.parametrize('stride', [16, 5])
+def test_evaluation_rows_are_stretches_of_the_stream(data, stride):
+  evaluation = batches.evaluation_batches(data, seq_len=16, batch_size=3, max_tokens=200, stride=stride)
+  stream = [END, *(int(t) for i in range(evaluation.n_documents) for t in (*data.document(i), END))]
+  rows = [(i, t, m) for b in evaluation for i, t, m in zip(b.inputs.tolist(), b.targets.tolist(), b.mask, strict=True)]
+  for number, (inputs, targets, mask) in enumerate(rows):
+    begin = number * stride
+    if begin + 16 - stride >= len(stream) - 1:  # the rows before have it all
+      assert not mask.any()
+      continue
+    whole = stream[begin : begin + 17]
+    assert inputs[: len(whole) - 1] == whole[:-1]
+    assert targets[: len(whole) - 1] == whole[1:]
+    assert not mask[len(whole) - 1 :].any()
+    assert number == 0 or not mask[: 16 - stride].any()

@@ -72,10 +72,11 @@ def test_the_loss_falls_on_a_batch_seen_again(engines):
 def test_metrics_count_what_they_say():
   spec, stage, state, step, tokens = make()
   targets = tokens[1:]
-  evaluate = make_eval_step(spec, stage.seq_len, FP32, TEXT)
-  counts = (targets != 511).view(-1, stage.seq_len)
-  nats = evaluate(state.params, state.fp8_state, tokens, counts)
-  everything = evaluate(state.params, state.fp8_state, tokens, torch.ones_like(counts))
+  evaluate = make_eval_step(spec, FP32, TEXT)
+  rows = tokens[:-1].view(-1, stage.seq_len), targets.view(-1, stage.seq_len)
+  counts = rows[1] != 511
+  nats = evaluate(state.params, state.fp8_state, *rows, counts).sum()
+  everything = evaluate(state.params, state.fp8_state, *rows, torch.ones_like(counts)).sum()
   _, m = step(state, tokens, *rates())
   assert m.bytes.item() == sum(int(t) % 7 for t in targets.tolist())
   assert m.nats.item() == pytest.approx(nats.item(), rel=1e-6)
@@ -147,9 +148,8 @@ def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():
   counts = torch.ones(stage.batch_size, stage.seq_len, dtype=torch.bool)
   rounded = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, fp8_evaluation=True))
   before = flatten(clone(state))
-  plain, fp8_nats = (
-    make_eval_step(s, stage.seq_len, FP8, TEXT)(state.params, state.fp8_state, tokens, counts) for s in (spec, rounded)
-  )
+  rows = tokens[:-1].view(counts.shape), tokens[1:].view(counts.shape)
+  plain, fp8_nats = (make_eval_step(s, FP8, TEXT)(state.params, state.fp8_state, *rows, counts).sum() for s in (spec, rounded))
   assert plain != fp8_nats
   assert plain.item() == pytest.approx(fp8_nats.item(), rel=1e-2)
   in_training = make_train_step(spec, stage, build(spec.optimizer, spec.model.parameter_shapes()), FP8, TEXT)

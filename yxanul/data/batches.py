@@ -12,7 +12,7 @@ Shape legend: B rows, T tokens of a row, D documents.
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -204,63 +204,89 @@ def document_boundaries(inputs: torch.Tensor, seq_len: int, end_of_text_id: int,
   return boundaries.scatter_(0, number, torch.where(is_start, places, total))
 
 
+class Documents(Protocol):
+  """Tokenized documents as `Shards` has them, on disk or not; there it says what each field is."""
+
+  end_of_text_id: int
+  sources: tuple[str, ...]
+  tokens: list[np.ndarray]
+  lengths: np.ndarray
+  byte_counts: np.ndarray
+  source_ids: np.ndarray
+
+
 class EvaluationBatch(NamedTuple):
   """`batch_size` rows of held-out text."""
 
-  tokens: torch.Tensor  # int32 (B * T + 1,)
-  mask: torch.Tensor  # bool (B, T): the targets that count, neither an end-of-text token nor padding
+  inputs: torch.Tensor  # int32 (B, T): the token before each target
+  targets: torch.Tensor  # int32 (B, T)
+  mask: torch.Tensor  # bool (B, T): the targets that count: no end-of-text token, no padding, nothing counted before
   sources: torch.Tensor  # uint8 (B, T): index of the target's source, 0 where it does not count
 
 
 class Evaluation:
-  """Held-out documents in their order, whole, as many as fit in `max_tokens` and at least one, as batches.
+  """Documents in their order, whole, as many as fit in `max_tokens` and at least one, as batches.
 
   Bits per byte: the losses (in bits) of the targets that `mask` has, over `n_bytes`. A document's first token is scored
   from the end-of-text token before it; the end-of-text token's own loss is left out.
   """
 
-  def __init__(self, shards: Shards, seq_len: int, batch_size: int, max_tokens: int):
-    self.shards = shards
+  def __init__(self, documents: Documents, seq_len: int, batch_size: int, max_tokens: int, stride: int | None = None):
+    self.documents = documents
     self.seq_len = seq_len
     self.batch_size = batch_size
-    ends_D = np.cumsum(shards.lengths)
+    self.stride = stride or seq_len
+    ends_D = np.cumsum(documents.lengths)
     self.n_documents = max(1, int(np.searchsorted(ends_D, max_tokens, side='right')))
     self.n_tokens = int(ends_D[self.n_documents - 1])
-    bytes_D = shards.byte_counts[: self.n_documents]
+    bytes_D = documents.byte_counts[: self.n_documents]
     self.n_bytes = int(bytes_D.sum())
-    by_source = np.bincount(shards.source_ids[: self.n_documents], bytes_D, len(shards.sources))
-    self.bytes_by_source = {name: int(size) for name, size in zip(shards.sources, by_source, strict=True) if size}
+    by_source = np.bincount(documents.source_ids[: self.n_documents], bytes_D, len(documents.sources))
+    self.bytes_by_source = {name: int(size) for name, size in zip(documents.sources, by_source, strict=True) if size}
+
+  @property
+  def _n_rows(self) -> int:
+    return 1 + max(0, -(-(self.n_tokens - self.seq_len) // self.stride))
 
   def __len__(self) -> int:
-    return -(-self.n_tokens // (self.seq_len * self.batch_size))
+    return -(-self._n_rows // self.batch_size)
 
   def __iter__(self) -> Iterator[EvaluationBatch]:
-    shards, size = self.shards, self.seq_len * self.batch_size
-    sources = np.repeat(shards.source_ids[: self.n_documents], shards.lengths[: self.n_documents])
-    stream = np.concatenate(list(self._tokens()))
-    previous = shards.end_of_text_id
-    for begin in range(0, self.n_tokens, size):
-      targets = np.full(size, shards.end_of_text_id, np.int32)
-      part = stream[begin : begin + size]
-      targets[: len(part)] = part
-      mask = targets != shards.end_of_text_id
-      source = np.zeros(size, np.uint8)
-      source[: len(part)] = sources[begin : begin + size]
-      shape = (self.batch_size, self.seq_len)
+    end, n = self.documents.end_of_text_id, self.n_documents
+    stream = np.concatenate([np.array([end]), *self._tokens()]).astype(np.int32)
+    sources = np.repeat(self.documents.source_ids[:n], self.documents.lengths[:n])
+    for first in range(0, self._n_rows, self.batch_size):
+      rows_B1 = np.arange(first, first + self.batch_size)[:, None]
+      at_BT = rows_B1 * self.stride + np.arange(self.seq_len)
+      inside_BT = (at_BT < self.n_tokens) & (rows_B1 < self._n_rows)
+      at_BT = np.where(inside_BT, at_BT, 0)
+      targets = np.where(inside_BT, stream[at_BT + 1], end).astype(np.int32)
+      # Each row but the first begins with text that the one before it has scored.
+      fresh_BT = (rows_B1 == 0) | (np.arange(self.seq_len) >= self.seq_len - self.stride)
+      mask = fresh_BT & (targets != end)
       yield EvaluationBatch(
-        torch.from_numpy(np.concatenate((np.array([previous], np.int32), targets))),
-        torch.from_numpy(mask).view(shape),
-        torch.from_numpy(source * mask).view(shape),
+        torch.from_numpy(np.where(inside_BT, stream[at_BT], end).astype(np.int32)),
+        torch.from_numpy(targets),
+        torch.from_numpy(mask),
+        torch.from_numpy(sources[at_BT] * mask),
       )
-      previous = targets[-1]
 
   def _tokens(self) -> Iterator[np.ndarray]:
     left = self.n_tokens
-    for tokens in self.shards.tokens:
+    for tokens in self.documents.tokens:
       yield tokens[: max(left, 0)]
       left -= len(tokens)
 
 
-def evaluation_batches(shards: Shards, seq_len: int, batch_size: int, max_tokens: int) -> Evaluation:
-  """The held-out text to score: iterate it for batches; it knows the exact bytes that they cover."""
-  return Evaluation(shards, seq_len, batch_size, max_tokens)
+def evaluation_batches(
+  documents: Documents, seq_len: int, batch_size: int, max_tokens: int, stride: int | None = None
+) -> Evaluation:
+  """The text to score: iterate it for batches; it knows the exact bytes that they cover.
+
+  Args:
+    documents: shards, or anything that has their arrays.
+    stride: tokens between the starts of two rows, at most `seq_len` (which is the default: rows side by side). A smaller
+      one gives every target but the first row's a context of at least `seq_len - stride` tokens, and counts it once.
+  """
+  assert stride is None or 1 <= stride <= seq_len
+  return Evaluation(documents, seq_len, batch_size, max_tokens, stride)

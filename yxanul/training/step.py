@@ -71,8 +71,15 @@ def loss_of(
   params, tokens: Tensor, weights_N: Tensor, stage: StageSpec, spec: ModelSpec, numerics: Numerics, text: Text, engine: str
 ):
   """sum(weights * nats), and every token's nats, of rows of `stage.seq_len`; `tokens` (N + 1,) int, weights (N,) FP32."""
-  inputs_BT, targets_N = tokens[:-1].view(-1, stage.seq_len), tokens[1:]
-  mask = document_mask(inputs_BT, text.end_of_text_id) if stage.mask_documents else None
+  inputs_BT = tokens[:-1].view(-1, stage.seq_len)
+  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage.mask_documents, spec, numerics, text, engine)
+
+
+def loss_of_rows(
+  params, inputs_BT: Tensor, targets_N: Tensor, weights_N: Tensor, mask_documents: bool, spec: ModelSpec, numerics, text, engine
+):
+  """The same of any rows, which need not follow one another."""
+  mask = document_mask(inputs_BT, text.end_of_text_id) if mask_documents else None
   x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask)
   x_NR = transformer.head_input(params, x_BTD, spec).flatten(0, 1)
   return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
@@ -170,25 +177,29 @@ def calibrate(
   return state._replace(fp8_state=fp8.update(state.fp8_state, amax, spec.precision, torch.isfinite(amax).all()))
 
 
-EvalStep = Callable[[transformer.Params, fp8.State, Tensor, Tensor], Tensor]
+EvalStep = Callable[[transformer.Params, fp8.State, Tensor, Tensor, Tensor], Tensor]
 
 
-def make_eval_step(spec: ExperimentSpec, seq_len: int, engines: Engines, text: Text) -> EvalStep:
-  """eval_step(params, fp8_state, tokens (N + 1,) int32, counts_BT bool) -> nats of the targets that count, 0-d FP64.
+def make_eval_step(spec: ExperimentSpec, engines: Engines, text: Text) -> EvalStep:
+  """eval_step(params, fp8_state, inputs_BT int32, targets_BT int32, counts_BT bool) -> nats (B, T) FP64, 0 where not counted.
 
   `precision.fp8_evaluation` decides whether the linears run in FP8, with the state's scales, or without it. The state stays
   as it is either way: what evaluation sees does not move the scales of training.
   """
-  rows = dataclasses.replace(spec.curriculum.stages[-1], seq_len=seq_len)
+  mask_documents = spec.curriculum.stages[-1].mask_documents
 
   @torch.no_grad()
-  def eval_step(params: transformer.Params, fp8_state: fp8.State, tokens: Tensor, counts_BT: Tensor) -> Tensor:
-    counts_N = counts_BT.flatten()
+  def eval_step(
+    params: transformer.Params, fp8_state: fp8.State, inputs_BT: Tensor, targets_BT: Tensor, counts_BT: Tensor
+  ) -> Tensor:
     numerics = plain_numerics(spec, engines)
     if spec.precision.fp8_evaluation and is_fp8(engines):
       scale = fp8_state['scale']
       numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), False)
-    _, nll_N = loss_of(params, tokens, counts_N.float(), rows, spec.model, numerics, text, engines.vocab_loss)
-    return (nll_N.double() * counts_N).sum()
+    targets_N, weights_N = targets_BT.flatten(), counts_BT.flatten().float()
+    _, nll_N = loss_of_rows(
+      params, inputs_BT, targets_N, weights_N, mask_documents, spec.model, numerics, text, engines.vocab_loss
+    )
+    return nll_N.double().view(counts_BT.shape) * counts_BT
 
   return eval_step

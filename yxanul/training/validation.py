@@ -37,13 +37,14 @@ class Validation:
     # Shorter rows, more of them: a batch always holds the same number of tokens.
     rows = max(1, evaluation.batch_size * evaluation.seq_len // seq_len)
     batches = evaluation_batches(self._shards, seq_len, rows, evaluation.max_tokens)
-    step = make_eval_step(self._spec, seq_len, self._engines, self._text)
+    step = make_eval_step(self._spec, self._engines, self._text)
     nats = torch.zeros((), dtype=torch.float64, device=self._device)
     counted = 0
     for batch in batches:
       if self._stop:
         return None
-      nats += step(params, fp8_state, batch.tokens.to(self._device), batch.mask.to(self._device))
+      inputs, targets, mask = (x.to(self._device) for x in (batch.inputs, batch.targets, batch.mask))
+      nats += step(params, fp8_state, inputs, targets, mask).sum()
       counted += int(batch.mask.sum())
     total = float(nats)
     return {
