@@ -14,7 +14,7 @@ FP8, BF16, FP32 = PrecisionSpec(), PrecisionSpec(matmul='bf16'), PrecisionSpec(m
 
 
 def test_parameters_gradients_and_moments_are_four_words_a_parameter():
-  parts = memory.estimate(ULTRA, FP32, 1024)
+  parts = memory.estimate(ULTRA, FP32, 1024, 512)
   assert parts.parameters_bytes == parts.gradients_bytes == 4 * 196_398_464
   assert parts.optimizer_bytes == 8 * 196_398_464
   assert parts.total_bytes == sum(dataclasses.astuple(parts))
@@ -23,14 +23,15 @@ def test_parameters_gradients_and_moments_are_four_words_a_parameter():
 def test_weight_copies_hold_every_matrix_and_no_norm():
   matrices = ULTRA.parameter_count() - (2 * 28 + 1) * 768
   assert memory.weight_copies_bytes(ULTRA, BF16) == 2 * matrices
-  assert memory.weight_copies_bytes(ULTRA, FP8) == 2 * matrices
+  in_fp8 = 28 * 6_094_848  # a byte each: the transpose that the backward pass reads
+  assert memory.weight_copies_bytes(ULTRA, FP8) == 2 * matrices - in_fp8
   assert memory.weight_copies_bytes(ULTRA, FP32) == 0
   plain = dataclasses.replace(ULTRA, embedding_rank=0)
   assert memory.weight_copies_bytes(plain, BF16) == 2 * (28 * 6_094_848 + 200_005 * 768)
 
 
 def test_what_a_block_keeps_in_bf16_counted_by_hand():
-  saved = memory.saved_bytes_per_token(ULTRA, BF16)
+  saved = memory.saved_bytes_per_token(ULTRA, BF16, 512)
   ends = saved.pop('ends')
   stream, normed, qkvo, gate_up, hidden = 2 * 768, 2 * 768, 2 * (768 + 128 + 128 + 768), 2 * 4096, 2 * 2048
   assert sum(saved.values()) == 2 * (stream + 4) + 2 * normed + qkvo + 12 * 4 + gate_up + hidden
@@ -39,25 +40,32 @@ def test_what_a_block_keeps_in_bf16_counted_by_hand():
 
 def test_fp8_keeps_linear_inputs_in_a_byte_and_only_the_chosen_linears():
   some = PrecisionSpec(fp8_linears=('up', 'down'))
-  fp8, part, bf16 = (memory.saved_bytes_per_token(ULTRA, p) for p in (FP8, some, BF16))
+  fp8, part, bf16 = (memory.saved_bytes_per_token(ULTRA, p, 512) for p in (FP8, some, BF16))
   assert fp8['down'] == part['down'] == bf16['down'] // 2 == 2048
   assert (fp8['qkv'], part['qkv'], bf16['qkv']) == (768, 1536, 1536)
   assert (fp8['attention_out'], part['attention_out'], bf16['attention_out']) == (768, 0, 0)
   assert fp8['activation'] == bf16['activation'] == 2 * 4096
 
 
+def test_rows_of_attentions_own_kernel_keep_the_packed_projection_alone():
+  short, long, fp32 = (memory.saved_bytes_per_token(ULTRA, p, n)['attention'] for p, n in ((FP8, 256), (FP8, 257), (FP32, 256)))
+  assert short == 2 * 1024
+  assert long == 2 * (768 + 128 + 128 + 768) + 12 * 4
+  assert fp32 == 2 * long - 12 * 4
+
+
 def test_activations_grow_with_tokens_and_the_logits_stop_at_a_chunk():
-  one, two = memory.estimate(ULTRA, FP8, 4096), memory.estimate(ULTRA, FP8, 8192)
+  one, two = (memory.estimate(ULTRA, FP8, tokens, 512) for tokens in (4096, 8192))
   assert two.activations_bytes == 2 * one.activations_bytes
   assert two.workspace_bytes == 2 * one.workspace_bytes
   assert two.vocab_loss_bytes - one.vocab_loss_bytes == 4096 * 128 * 2  # the gradient of the head's input, no logits
   with pytest.raises(ValueError, match='tokens: got 0'):
-    memory.estimate(ULTRA, FP8, 0)
+    memory.estimate(ULTRA, FP8, 0, 512)
 
 
 def test_recomputed_blocks_keep_their_inputs_and_one_block_at_a_time():
-  whole, blocks = memory.estimate(ULTRA, FP8, 4096), memory.estimate(ULTRA, FP8, 4096, 'blocks')
-  saved = memory.saved_bytes_per_token(ULTRA, FP8)
+  whole, blocks = (memory.estimate(ULTRA, FP8, 4096, 512, recompute) for recompute in ('none', 'blocks'))
+  saved = memory.saved_bytes_per_token(ULTRA, FP8, 512)
   ends = saved.pop('ends')
   assert blocks.activations_bytes == 4096 * (28 * 2 * 2 * 768 + sum(saved.values()) + ends)
   assert whole.total_bytes - blocks.total_bytes == whole.activations_bytes - blocks.activations_bytes
@@ -77,6 +85,9 @@ def test_rows_go_through_in_as_few_parts_as_fit():
   assert memory.pieces(spec, stage, whole) == 1
   assert memory.pieces(spec, stage, whole - 1) == 2
   assert memory.step_bytes(spec, stage, 2) < whole
+  assert memory.largest_batch(spec, stage, whole) == 64
+  assert memory.largest_batch(spec, stage, whole - 1) == 63
+  assert memory.largest_batch(spec, stage, int(1e9)) == 0
   assert memory.pieces(spec, stage, whole, devices=2) == 1
   for limit in (60e9, 40e9, 20e9):
     parts = memory.pieces(spec, stage, int(limit))
@@ -86,3 +97,12 @@ def test_rows_go_through_in_as_few_parts_as_fit():
     ValueError, match=r'stage of length 2048: needs about .* GB for its smallest part, 2048 tokens, got 1.0 GB'
   ):
     memory.pieces(spec, stage, int(1e9))
+
+
+def test_the_largest_batch_keeps_fp8_its_sixteen_tokens():
+  stage = StageSpec(seq_len=24, batch_size=2)
+  spec = ExperimentSpec(name='x', curriculum=CurriculumSpec(stages=(stage,)))
+  rows = memory.largest_batch(spec, stage, int(20e9))
+  assert rows % 2 == 0  # 48 tokens
+  assert memory.step_bytes(spec, dataclasses.replace(stage, batch_size=rows)) <= 20e9
+  assert memory.step_bytes(spec, dataclasses.replace(stage, batch_size=rows + 2)) > 20e9

@@ -1,11 +1,9 @@
 """Device memory of one training step, estimated part by part from the specs.
 
-An estimate, not yet confirmed on a GPU for this package's own step. (One outside mark: ultra written plainly in BF16,
-compiled, 64 rows of 2048 tokens, took 92 GB on an H200; this file says 87 GB.) It adds up the tensors that have to exist at
-the moment when memory peaks, the start of the backward pass; it leaves out the CUDA context (some 0.5 GB), what the
-allocator keeps for itself, and libraries' own buffers. It supposes fused kernels: an operation keeps only what its own
-backward pass reads. Composed from plain torch operations, norms, rotations and activations keep several intermediate
-results each: the activations of an eager step on a CPU take some 1.4 times as much (FP32).
+It adds up the tensors that have to exist at the moment when memory peaks, the start of the backward pass; it leaves out the
+CUDA context (some 0.5 GB), what the allocator keeps for itself, and libraries' own buffers. It supposes fused kernels: an
+operation keeps only what its own backward pass reads. Composed from plain torch operations, norms, rotations and activations
+keep several intermediate results each: the activations of an eager step on a CPU take some 1.4 times as much (FP32).
 
 What is kept for the backward pass, per token and block (a: bytes of an activation, 4 in FP32 and 2 otherwise; w: bytes of
 a linear's saved input, 1 when that linear runs in FP8 and a otherwise):
@@ -15,6 +13,7 @@ a linear's saved input, 1 when that linear runs in FP8 and a otherwise):
 | attention_norm | its input a x d_model and its statistics (FP32: one for RMSNorm, two for LayerNorm)     |
 | qkv            | its input w x d_model                                                                  |
 | attention      | rotated query and key, value, output a x (2 d_query + 2 d_kv); log-sum-exp 4 x n_heads |
+| (short rows)   | the packed projection a x d_qkv, for a GPU's kernel that recomputes all else            |
 | attention_out  | its input in FP8, d_query; in other formats that is the attention's output, kept above |
 | mlp_norm       | as attention_norm                                                                      |
 | up             | its input w x d_model                                                                  |
@@ -25,12 +24,15 @@ Outside the blocks: the token and its target (2 x 8), the looked-up row of a fac
 input and its projection, and one FP32 log-sum-exp.
 """
 
+import bisect
 import dataclasses
+import math
 
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import ExperimentSpec, StageSpec
 
 USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
+SHORT_ROWS = 256  # tokens of the longest row that kernels.attention_short takes
 VOCAB_CHUNK_BYTES = 256 * 2**20  # of FP32 logits that exist at one time: kernels.vocab_loss.CHUNK_BYTES
 
 
@@ -40,7 +42,7 @@ class MemoryEstimate:
 
   parameters_bytes: int  # FP32 master weights
   weight_copies_bytes: int  # the formats that matrix products read
-  gradients_bytes: int  # FP32
+  gradients_bytes: int  # FP32: those of the parts before, or those that take the place of activations
   optimizer_bytes: int  # two FP32 moments
   activations_bytes: int  # kept for the backward pass
   workspace_bytes: int  # gradients inside one block while it is differentiated
@@ -72,17 +74,17 @@ def _linear_sizes(model: ModelSpec) -> dict[str, int]:
 def weight_copies_bytes(model: ModelSpec, precision: PrecisionSpec) -> int:
   """Bytes of the copies that matrix products read beside the FP32 master weights.
 
-  An FP8 linear has two, row-wise and transposed, because Hopper's FP8 product wants both operands with the contracted
-  dimension innermost. The others, the table and the projection have one in BF16. Under FP32 the master weights serve.
+  An FP8 linear keeps its transpose for the backward pass, a byte a weight; the copy that the forward pass reads is dropped at
+  once. The others, the table and the projection have one in BF16. Under FP32 the master weights serve.
   """
   if precision.matmul == 'fp32':
     return 0
-  sizes = _linear_sizes(model)  # 2 bytes a weight either way: one BF16 copy or two FP8 copies
+  block = sum(size if _is_fp8(precision, name) else 2 * size for name, size in _linear_sizes(model).items())
   embedding = model.embedding_rank * (model.vocab_size + model.d_model) or model.vocab_size * model.d_model
-  return 2 * (model.n_layers * sum(sizes.values()) + embedding)
+  return model.n_layers * block + 2 * embedding
 
 
-def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec) -> dict[str, int]:
+def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec, seq_len: int) -> dict[str, int]:
   """Bytes a token keeps for the backward pass, by operation of one block, and 'ends' for all outside the blocks."""
   d, a = model.d_model, _activation_bytes(precision)
   statistics = 4 if model.norm == 'rmsnorm' else 8
@@ -90,12 +92,15 @@ def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec) -> dict[st
   def saved_input(linear: str) -> int:
     return 1 if _is_fp8(precision, linear) else a
 
+  attention = a * (2 * model.d_query + 2 * model.d_kv) + 4 * model.n_heads
+  if a == 2 and seq_len <= SHORT_ROWS:
+    attention = a * model.d_qkv
   ends = 16 + a * d + statistics + a * d + 4
   ends += 2 * a * model.embedding_rank  # in: the looked-up row; out: the head's projected input
   return {
     'attention_norm': a * d + statistics,
     'qkv': saved_input('qkv') * d,
-    'attention': a * (2 * model.d_query + 2 * model.d_kv) + 4 * model.n_heads,
+    'attention': attention,
     'attention_out': model.d_query if _is_fp8(precision, 'attention_out') else 0,
     'mlp_norm': a * d + statistics,
     'up': saved_input('up') * d,
@@ -113,7 +118,7 @@ def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) ->
   return chunk_tokens * model.vocab_size * (4 + gradient) + a * tokens * rank + 4 * model.vocab_size * rank
 
 
-def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, recompute: str = 'none') -> MemoryEstimate:
+def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, seq_len: int, recompute: str = 'none') -> MemoryEstimate:
   """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length).
 
   Args:
@@ -126,12 +131,13 @@ def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, recompute:
   if tokens < 1:
     raise ValueError(f'tokens: got {tokens}, wants at least 1 on each device')
   parameters = model.parameter_count()
-  saved = saved_bytes_per_token(model, precision)
+  saved = saved_bytes_per_token(model, precision, seq_len)
   ends = saved.pop('ends')
   a = _activation_bytes(precision)
-  # Widest moment inside a block: gradients of the residual stream, of the activation's output and of its input, and under
-  # FP8 the two quantized copies (for the input's gradient and for the weight's) of the latter.
-  widest = a * (model.d_model + model.d_hidden + model.d_up) + (2 * model.d_up if _is_fp8(precision, 'up') else 0)
+  # Widest moment inside a block: gradients of the residual stream, of what is added to it, of the activation's output and of
+  # its input; under FP8 the last in two quantized copies (for the gradients of the input and of the weight), as is the second.
+  widest = a * (2 * model.d_model + model.d_hidden)
+  widest += 2 * (model.d_model + model.d_up) if _is_fp8(precision, 'up') else a * model.d_up
   block = sum(saved.values())
   kept = model.n_layers * block if recompute == 'none' else model.n_layers * 2 * a * model.d_model + block
   return MemoryEstimate(
@@ -167,9 +173,25 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
   )
 
 
-def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
+def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int) -> int:
+  """The most rows of a stage's length that go through one device in one part, by the estimate; 0 where none does."""
+  multiple = 16 // math.gcd(16, stage.seq_len) if spec.precision.matmul == 'fp8' else 1
+
+  def fits(n: int) -> bool:
+    return step_bytes(spec, dataclasses.replace(stage, batch_size=n * multiple)) <= memory_bytes
+
+  high = 1
+  while fits(high):
+    high *= 2
+  return multiple * (bisect.bisect_left(range(high + 1), True, 1, key=lambda n: not fits(n)) - 1)
+
+
+def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> MemoryEstimate:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
-  total = estimate(spec.model, spec.precision, tokens, spec.training.recompute).total_bytes
-  # Summed gradients stand beside those of the part under way.
-  return total + (4 * spec.model.parameter_count() if parts > 1 else 0)
+  return estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
+
+
+def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
+  """All of `step_memory`."""
+  return step_memory(spec, stage, parts, devices).total_bytes
