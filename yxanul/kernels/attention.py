@@ -22,9 +22,12 @@ def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) 
 
 
 def rope(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-  """Rotates the pairs (x[i], x[i + C/2]) by the position's angle, in FP32; returns x's dtype. Llama's pairing."""
+  """Rotates the pairs (x[i], x[i + C/2]) by the position's angle, in FP32; returns x's dtype. Llama's pairing.
+
+  Rows at positions of their own bring tables of their own, (B, T, C/2).
+  """
   first, second = x_BTHC.float().chunk(2, -1)
-  cos, sin = cos_TC[:, None], sin_TC[:, None]
+  cos, sin = cos_TC[..., None, :], sin_TC[..., None, :]
   return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BTHC.dtype)
 
 

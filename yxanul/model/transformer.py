@@ -10,6 +10,7 @@ H query heads, K key/value heads, C head width, L layers, O and I a linear's out
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -68,21 +69,30 @@ def hidden(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numeric
   return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
 
 
-def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
-  """Token embeddings (plus learned positions), (B, T, D)."""
+def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype, positions_BT: Tensor | None = None) -> Tensor:
+  """Token embeddings (plus learned positions, of 0 to T - 1 where none are given), (B, T, D)."""
   x_BTR = torch.nn.functional.embedding(tokens_BT, params['embedding.table']).to(dtype)
   x_BTD = x_BTR @ params['embedding.projection'].to(dtype) if spec.embedding_rank else x_BTR
   if spec.position == 'learned':
-    x_BTD = x_BTD + params['embedding.position'][: tokens_BT.shape[1]].to(dtype)
+    at = slice(tokens_BT.shape[1]) if positions_BT is None else positions_BT
+    x_BTD = x_BTD + params['embedding.position'][at].to(dtype)
   return x_BTD
 
 
 def block(x_BTD, delta_BTD, p, linears, spec, numerics, rope, mask_B1TT) -> tuple[Tensor, Tensor]:
   """One pre-norm layer: the stream so far and what is still to be added to it, in and out. `p` has no prefix `blocks.`."""
-  qkv_BTO, x_BTD = linears.norm_linear(x_BTD, delta_BTD, p)
   rotate = _compiled_rope if numerics.compiled else attention.rope
-  mixed_BTD = attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, rotate)
-  delta_BTD = linears.linear(mixed_BTD, p, 'attention_out')
+
+  def attend(qkv_BTO: Tensor) -> Tensor:
+    return attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, rotate)
+
+  return sublayers(x_BTD, delta_BTD, p, linears, attend)
+
+
+def sublayers(x_BTD, delta_BTD, p, linears, attend: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+  """`block`, for any attention: `attend` takes the packed projection (B, T, d_qkv) to the mixed values (B, T, d_query)."""
+  qkv_BTO, x_BTD = linears.norm_linear(x_BTD, delta_BTD, p)
+  delta_BTD = linears.linear(attend(qkv_BTO), p, 'attention_out')
   delta_BTD, x_BTD = linears.norm_mlp(x_BTD, delta_BTD, p)
   return x_BTD, delta_BTD
 
