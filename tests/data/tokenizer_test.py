@@ -71,6 +71,13 @@ def test_sizes_and_special_tokens(trained):
   assert all(trained.token_bytes[i] == len(trained.decode([i]).encode()) for i in range(1200) if trained.decode([i]).isascii())
 
 
+@given(st.text(max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_entries_are_the_bytes_of_each_token(trained, text):
+  assert b''.join(trained.entries[i] for i in trained.encode_batch([text])[0]) == text.encode()
+  assert [len(entry) for entry in trained.entries] == trained.token_bytes.tolist()
+
+
 def test_tokenizers_and_transformers_load_the_files_unchanged(trained, folder, prose):
   transformers = pytest.importorskip('transformers')
   texts = [text for text in TEXTS if '<|' not in text] + prose[:50]

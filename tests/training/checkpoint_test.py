@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yxanul.training.checkpoint import Checkpoints, from_numpy, to_numpy
+from yxanul.training.checkpoint import Checkpoints, from_numpy, read_params, to_numpy
 from yxanul.training.state import TrainState, flatten
 
 
@@ -147,3 +147,20 @@ def test_other_shapes_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'params/blocks.qkv.weight is torch.float32\[40, 30\], wants torch.float32\[3, 3\]'):
     checkpoints.restore(other)
   checkpoints.close()
+
+
+def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
+  shapes = {'blocks.qkv.weight': (40, 30)}
+  saved(tmp_path / 'c', [1, 2, 3])
+  flip(tmp_path / 'c' / '3')
+  before = {p: p.read_bytes() for p in (tmp_path / 'c').rglob('*') if p.is_file()}
+  params, host, notes = read_params(tmp_path / 'c', shapes)
+  assert params.keys() == shapes.keys()
+  assert torch.equal(params['blocks.qkv.weight'], state(2, 2).params['blocks.qkv.weight'])
+  assert host['progress']['tokens'] == 2000
+  assert [note[:35] for note in notes] == ['checkpoint of step 3 is not usable ']
+  assert {p: p.read_bytes() for p in (tmp_path / 'c').rglob('*') if p.is_file()} == before
+  with pytest.raises(ValueError, match=r'is float32\[40, 30\], wants float32\[4, 4\].*no sound checkpoint'):
+    read_params(tmp_path / 'c', {'blocks.qkv.weight': (4, 4)})
+  with pytest.raises(ValueError, match='missing: holds no checkpoint'):
+    read_params(tmp_path / 'missing', shapes)

@@ -112,6 +112,13 @@ class Tokenizer:
     return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
   @functools.cached_property
+  def entries(self) -> list[bytes]:
+    """The bytes of each id, which need not be whole characters; none for the special tokens."""
+    plain = {i: entry for entry, i in self.inner.get_vocab(with_added_tokens=False).items() if self.token_bytes[i]}
+    added = {i: token.content.encode() for i, token in self.inner.get_added_tokens_decoder().items() if self.token_bytes[i]}
+    return [added[i] if i in added else to_bytes(plain.get(i, '')) for i in range(self.vocab_size)]
+
+  @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 of all that decides ids: entries, merges, splits, special tokens; not of how a library version writes them."""
     content = json.loads(self.inner.to_str())

@@ -52,6 +52,12 @@ def _crc(x: np.ndarray) -> int:
   return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data)
 
 
+def _check(arrays: dict[str, np.ndarray], host: dict[str, Any]) -> None:
+  for path, array in arrays.items():
+    if _crc(array) != host['crc32'][path]:
+      raise ValueError(f'checksum of {path} does not fit')
+
+
 def _hear_no_closed_loop() -> None:
   """Drops the complaints of reads that were under way when another read of the same damaged checkpoint failed.
 
@@ -124,10 +130,9 @@ class Checkpoints:
     wanted = flatten(state)
     if arrays.keys() != wanted.keys():
       raise ValueError(f'it holds other leaves: {sorted(arrays.keys() ^ wanted.keys())[:3]}')
+    _check(arrays, host)
     leaves = {}
     for path, leaf in wanted.items():
-      if _crc(arrays[path]) != host['crc32'][path]:
-        raise ValueError(f'checksum of {path} does not fit')
       leaves[path] = from_numpy(arrays[path])
       if leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
         raise ValueError(f'{path} is {leaves[path].dtype}{list(leaves[path].shape)}, wants {leaf.dtype}{list(leaf.shape)}')
@@ -151,3 +156,40 @@ class Checkpoints:
   def close(self) -> None:
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def read_params(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+  """The parameters alone of the newest sound checkpoint in `folder`, on the CPU; nothing there is changed.
+
+  Args:
+    shapes: of every parameter by its name, all FP32.
+
+  Returns:
+    The parameters, the host object, and one line for every newer checkpoint that was not sound.
+
+  Raises:
+    ValueError: there is no checkpoint, or none is sound.
+  """
+  logging.get_absl_logger().setLevel('ERROR')  # orbax warns of what read_only means
+  _hear_no_closed_loop()
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: holds no checkpoint')
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  handlers = {'state': ocp.PyTreeCheckpointHandler(), 'host': ocp.JsonCheckpointHandler()}
+  wanted = {f'params/{name}': np.empty(shape, np.float32) for name, shape in shapes.items()}
+  notes = []
+  with ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers) as manager:
+    for step in sorted(manager.all_steps(), reverse=True):
+      state = ocp.args.PyTreeRestore(wanted, partial_restore=True)
+      try:
+        restored = manager.restore(step, args=ocp.args.Composite(state=state, host=ocp.args.JsonRestore()))
+        arrays, host = restored['state'], restored['host']
+        _check(arrays, host)
+        for path, leaf in wanted.items():
+          if arrays[path].shape != leaf.shape or arrays[path].dtype != leaf.dtype:
+            raise ValueError(f'{path} is {arrays[path].dtype}{list(arrays[path].shape)}, wants {leaf.dtype}{list(leaf.shape)}')
+      except Exception as error:  # as in Checkpoints.restore
+        notes.append(f'checkpoint of step {step} is not usable ({" ".join(str(error).split())[:160]})')
+        continue
+      return {name: from_numpy(arrays[f'params/{name}']) for name in shapes}, host, notes
+  raise ValueError(f'{"; ".join(notes) or "no checkpoint"}: no sound checkpoint in {folder}')
