@@ -3,7 +3,7 @@
 Shapes: B rows, T length, H query heads, K key/value heads, C head width, O width of the packed projection, (H + 2K)C.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -68,11 +68,12 @@ def packed_attention(
   rope_tables: tuple[Tensor, Tensor] | None,
   mask_B1TT: Tensor | None,
   engine: str,
-  rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rope,
+  fused: bool = False,
 ) -> Tensor:
   """Rotation and attention of a packed projection (queries, keys, values side by side), (B, T, d_query) in its dtype.
 
-  `engine` is one of `attention`, or `short` (Triton, one kernel each way for rows of up to 256 tokens without a mask).
+  `engine` is one of `attention`, or `short` (Triton, one kernel each way for rows of up to 256 tokens without a mask). On a GPU
+  `fused` makes one Triton kernel each way of what stands around the other engines: rotation, split, and the gather of dqkv.
   """
   if engine == 'short' and mask_B1TT is None:
     from yxanul.kernels.attention_short import attention_short  # Triton is there on GPUs only
@@ -81,10 +82,16 @@ def packed_attention(
     cos, sin = rope_tables or (None, None)
     mixed_ND = attention_short(qkv_BTO.flatten(0, 1), length, model.n_heads, model.n_kv_heads, model.head_dim, cos, sin)
     return mixed_ND.view(n_rows, length, -1)
-  q, k, v = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
-  q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in (q, k, v))
-  if rope_tables is not None:
-    q_BTHC, k_BTKC = rotate(q_BTHC, *rope_tables), rotate(k_BTKC, *rope_tables)
+  # What torch.compile looks into it fuses itself.
+  if rope_tables is not None and fused and qkv_BTO.is_cuda and not torch.compiler.is_compiling():
+    from yxanul.kernels.attention_rope import rotated
+
+    q_BTHC, k_BTKC, v_BTKC = rotated(qkv_BTO, *rope_tables, model.n_heads, model.n_kv_heads, model.head_dim)
+  else:
+    q, k, v = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
+    q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in (q, k, v))
+    if rope_tables is not None:
+      q_BTHC, k_BTKC = rope(q_BTHC, *rope_tables), rope(k_BTKC, *rope_tables)
   mixed_BTHC = attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, 'sdpa' if engine == 'short' else engine)
   return rearrange(mixed_BTHC, 'b t h c -> b t (h c)')
 
@@ -119,7 +126,7 @@ def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torc
 def _milliseconds(qkv_BTO: Tensor, model: ModelSpec, tables, engine: str) -> float:
   start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
   start.record()
-  out = packed_attention(qkv_BTO, model, tables, None, engine)
+  out = packed_attention(qkv_BTO, model, tables, None, engine, fused=True)
   torch.autograd.grad(out, qkv_BTO, torch.ones_like(out))
   end.record()
   end.synchronize()

@@ -30,7 +30,7 @@ class Numerics:
   linears: Linears  # the sublayers' format; under FP8 it holds the step's scales and collects its amaxes
   dtype: torch.dtype = torch.float32  # of the residual stream
   attention: str = 'sdpa'  # engine of kernels.attention.packed_attention
-  compiled: bool = False  # chains of elementwise operations fused by torch.compile
+  compiled: bool = False  # chains of elementwise operations fused, by torch.compile or in kernels of our own
   recompute: bool = False  # keep a block's input alone for the backward pass, which runs the block again
 
 
@@ -81,10 +81,9 @@ def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype
 
 def block(x_BTD, delta_BTD, p, linears, spec, numerics, rope, mask_B1TT) -> tuple[Tensor, Tensor]:
   """One pre-norm layer: the stream so far and what is still to be added to it, in and out. `p` has no prefix `blocks.`."""
-  rotate = _compiled_rope if numerics.compiled else attention.rope
 
   def attend(qkv_BTO: Tensor) -> Tensor:
-    return attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, rotate)
+    return attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, numerics.compiled)
 
   return sublayers(x_BTD, delta_BTD, p, linears, attend)
 
@@ -99,7 +98,6 @@ def sublayers(x_BTD, delta_BTD, p, linears, attend: Callable[[Tensor], Tensor]) 
 
 # Shapes are static within a stage: each stage compiles its own.
 _compiled_block = torch.compile(block, dynamic=False)
-_compiled_rope = torch.compile(attention.rope, dynamic=False)
 
 
 def head_input(params: Params, x_BTD: Tensor, spec: ModelSpec) -> Tensor:
