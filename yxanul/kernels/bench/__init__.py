@@ -1,0 +1,1 @@
+"""Kernels beside their peers and their floor: `cases` says what is compared, `measure` how it is timed."""

@@ -1,0 +1,153 @@
+"""The casts of one layer each, and a layer's four linears with all their casts and norms, forward and backward.
+
+M tokens, D model width, F hidden width. `ours` is the engine that a run takes; `te` is Transformer Engine's functional layer and
+`triton` are our own kernels, whichever of the two ours is made of. `te_modules_fp8` and `te_modules_bf16` are Transformer
+Engine's own modules (LayerNormLinear, Linear, LayerNormMLP). A cast's floor is its bytes: every tensor read once, every FP8
+copy written once. The layer's is that of its casts and norms, and twelve products at the FP8 rate.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from yxanul.config.model_spec import ModelSpec
+from yxanul.kernels import fp8, fp8_fused
+from yxanul.kernels.bench.measure import Case, Step, Subject, Work
+from yxanul.kernels.fp8_formats import BACKWARD
+
+EPS = 1e-5
+
+
+def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
+  on_gpu = device.type == 'cuda'
+  d, f, o = model.d_model, model.d_hidden, model.d_qkv
+  make = functools.partial
+  own = _engines(device)
+  pieces: dict[str, tuple[Callable, int]] = {  # and the bytes of a token, BF16 in, both FP8 copies out
+    'add + norm + cast': (make(_norm, d), 8 * d),
+    'norm backward + add': (make(_norm_backward, d), 8 * d),
+    'swiglu + cast': (make(_swiglu, f), 6 * f),
+    'dswiglu + cast': (make(_dswiglu, f), 10 * f),
+    f'gradient cast, {d} wide': (make(_gradient, d), 4 * d),
+    f'gradient cast, {o} wide': (make(_gradient, o), 4 * o),
+  }
+  result = []
+  for shape, (piece, token_bytes) in pieces.items():
+    subjects = [Subject(name, make(piece, engine, n_tokens, device)) for name, engine in own.items()]
+    result.append(Case(shape, subjects, Work(bytes=token_bytes * n_tokens)))
+  products = 6 * n_tokens * d * (o + model.d_query + 3 * f)
+  # Two norms each way, SwiGLU each way, attention's output cast, gradients of qkv, attention's output and the MLP's.
+  casts = n_tokens * (4 * 8 * d + 16 * f + 3 * 4 * d + 4 * o)
+  layers = {'ours': make(_layer, 'te' if on_gpu else 'reference')}
+  if on_gpu:
+    layers |= {'bf16': make(_layer, 'bf16'), 'te_modules_fp8': make(_modules, True), 'te_modules_bf16': make(_modules, False)}
+  subjects = [Subject(name, make(layer, model, n_tokens, device)) for name, layer in layers.items()]
+  result.append(Case("one layer's linears", subjects, Work(bytes=casts, fp8_flops=products)))
+  return result
+
+
+def _engines(device: torch.device) -> dict[str, str]:
+  return {'ours': 'te', 'triton': 'torch'} if device.type == 'cuda' else {'ours': 'reference'}
+
+
+def _draw(device: torch.device, *shape: int) -> Tensor:
+  return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+
+
+def _state(device: torch.device, n: int = 1, *lead: int) -> tuple[Tensor, Tensor]:
+  return torch.full((*lead, n), 20.0, device=device), torch.zeros(*lead, n, device=device)
+
+
+def _norm(d: int, engine: str, m: int, device: torch.device) -> Step:
+  module, (scale, amax) = fp8.load(engine), _state(device)
+  x, delta, gain = _draw(device, m, d), _draw(device, m, d), torch.ones(d, device=device)
+  return lambda: module.norm_cast(x, delta, gain, EPS, scale, amax, True)
+
+
+def _norm_backward(d: int, engine: str, m: int, device: torch.device) -> Step:
+  module = fp8.load(engine)
+  dy, x, residual = (_draw(device, m, d) for _ in range(3))
+  rstd, gain = torch.ones(m, device=device), torch.ones(d, device=device)
+  return lambda: module.norm_backward(dy, x, rstd, gain, residual)
+
+
+def _swiglu(f: int, engine: str, m: int, device: torch.device) -> Step:
+  module, (scale, amax) = fp8.load(engine), _state(device)
+  h = _draw(device, m, 2 * f)
+  return lambda: module.swiglu_cast(h, scale, amax, True)
+
+
+def _dswiglu(f: int, engine: str, m: int, device: torch.device) -> Step:
+  module, (scale, amax) = fp8.load(engine), _state(device)
+  dy, h = _draw(device, m, f), _draw(device, m, 2 * f)
+  return lambda: module.dswiglu_cast(dy, h, scale, amax, True, True)
+
+
+def _gradient(width: int, engine: str, m: int, device: torch.device) -> Step:
+  module, (scale, amax) = fp8.load(engine), _state(device)
+  dy = _draw(device, m, width)
+  return lambda: module.cast(dy, scale, amax, BACKWARD, True, True)
+
+
+def _layer(engine: str, model: ModelSpec, m: int, device: torch.device) -> Step:
+  """As `model.transformer.block`, with the queries for attention's output."""
+  d, query = model.d_model, model.d_query
+  shapes = {'qkv': (model.d_qkv, d), 'out': (d, query), 'up': (2 * model.d_hidden, d), 'down': (d, model.d_hidden)}
+  p = {name: (0.02 * torch.randn(*shape, device=device)).requires_grad_() for name, shape in shapes.items()}
+  gain1, gain2 = (torch.ones(d, device=device, requires_grad=True) for _ in range(2))
+  x, delta = (_draw(device, m, d).requires_grad_() for _ in range(2))
+  scale, amax = _state(device, 3, 4)
+  inputs, dy = (x, delta, gain1, gain2, *p.values()), _draw(device, m, d)
+
+  def step():
+    qkv, stream = fp8_fused.norm_linear(x, delta, gain1, p['qkv'], scale[0], amax[0], engine, EPS)
+    # The gradient of all of qkv is written, as attention does.
+    mixed = _Queries.apply(qkv, query)
+    out = fp8.linear(mixed, p['out'], None, scale[1], amax[1], engine)
+    y, stream = fp8_fused.norm_mlp(stream, out, gain2, p['up'], p['down'], scale[2:], amax[2:], engine, EPS)
+    return torch.autograd.grad((y, stream), inputs, (dy, dy))
+
+  return step
+
+
+class _Queries(torch.autograd.Function):
+  """Stands for attention and costs nothing: hands on a tensor of the right size, and a gradient of the right size back."""
+
+  @staticmethod
+  def forward(ctx, qkv_MO, width):
+    ctx.save_for_backward(qkv_MO)
+    return torch.as_strided(qkv_MO, (len(qkv_MO), width), (width, 1)).detach()
+
+  @staticmethod
+  def backward(ctx, dmixed):
+    return ctx.saved_tensors[0], None
+
+
+def _modules(with_fp8: bool, model: ModelSpec, m: int, device: torch.device) -> Step:
+  import transformer_engine.pytorch as te
+  from transformer_engine.common.recipe import DelayedScaling, Format
+
+  common = {'bias': False, 'params_dtype': torch.bfloat16, 'device': device}
+  norm = {'normalization': 'RMSNorm', 'eps': EPS}
+  qkv = te.LayerNormLinear(model.d_model, model.d_qkv, **common, **norm)
+  out = te.Linear(model.d_query, model.d_model, **common)
+  mlp = te.LayerNormMLP(model.d_model, model.d_hidden, activation='swiglu', **common, **norm)
+  inputs = [p for module in (qkv, out, mlp) for p in module.parameters()]
+  x, dy = _draw(device, m, model.d_model).requires_grad_(), _draw(device, m, model.d_model)
+  recipe = DelayedScaling(fp8_format=Format.HYBRID, amax_history_len=1024, amax_compute_algo='max')
+
+  def step():
+    with te.fp8_autocast(enabled=with_fp8, fp8_recipe=recipe):
+      h = x + out(_Queries.apply(qkv(x), model.d_query))
+      return torch.autograd.grad(h + mlp(h), (x, *inputs), dy)
+
+  return step
+
+
+def fused_adam() -> type[torch.optim.Optimizer]:
+  """Transformer Engine's, which only this place may import."""
+  from transformer_engine.pytorch.optimizers import FusedAdam
+
+  return FusedAdam
