@@ -62,13 +62,27 @@ def test_the_loader_as_json_on_standard_output(workdir):
   assert result['figures']['tokens_per_second_min']['value'] == row['tokens_per_second'] > 1e4
 
 
+def test_a_kernel_by_itself_takes_neither_data_nor_workdir(tmp_path):
+  path = tmp_path / 'kernel.json'
+  done = bench(*tiny.flags(), '--what=vocab-loss', '--tokens=256', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  assert 'vocab-loss, 256 tokens' in done.stdout
+  result = json.loads(path.read_text())
+  assert result['what'] == 'kernel-vocab-loss'
+  assert result['hardware'] == 'CPU'
+  assert [row['key'] for row in result['rows']] == ['64', '256']
+  assert result['figures']['ms']['value'] == result['rows'][1]['subjects']['ours']['ms'] > 0
+  assert result['figures']['floor_ms_64']['value'] == result['rows'][0]['floor_ms'] > 0
+
+
 @pytest.mark.parametrize(
   ('arguments', 'problem'),
   [
     (['--workdir=x'], 'error: --config: missing, wants experiments/NAME.py'),
     (
       [*tiny.flags(), '--workdir=x', '--what=stage'],
-      "error: --what: got 'stage', wants one of stages, loader (did you mean 'stages'?)",
+      "error: --what: got 'stage', wants one of stages, loader, gradients, vocab-loss, attention-short, attention-long, casts, "
+      "optimizer (did you mean 'stages'?)",
     ),
     ([*tiny.flags(), '--workdir=x', '--only=1,11'], "error: --only: got '11', wants stages between 1 and 10"),
     ([*tiny.flags(), '--workdir=x', '--only=one'], "error: --only: got 'one', wants stages between 1 and 10"),

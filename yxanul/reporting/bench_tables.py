@@ -138,3 +138,49 @@ def loader_table(rows: list[Row]) -> Table:
     ('tokens_per_second', 'tokens\n/s', numbers.count),
   ]
   return tables._table(rows, columns, 'Loader', left=set())
+
+
+def kernel_table(name: str, result: Row) -> Table:
+  """A line a shape: ours, the floor and its share of ours, every peer and how many times ours it takes."""
+  peers = list(dict.fromkeys(peer for row in result['rows'] for peer in row['subjects'] if peer != 'ours'))
+  rows = []
+  for row in result['rows']:
+    times = {subject: value.get('ms') for subject, value in row['subjects'].items()}
+    ours = row['subjects']['ours']
+    line = {'shape': row['shape'], 'ours': times['ours'], 'floor': row['floor_ms'], 'extra': ours.get('extra_bytes')}
+    line |= {'spread': (ours['ms_p10'], ours['ms_p90']) if 'ms' in ours else None, 'n': ours.get('n')}
+    line['share'] = row['floor_ms'] / times['ours'] if times['ours'] else None
+    rows.append(line | {peer: (times.get(peer), times['ours']) for peer in peers})
+  columns = [
+    ('shape', name, str),
+    ('ours', 'ours\nms', _ms),
+    ('spread', '10th – 90th\npercentile', _spread),
+    ('n', 'n', tables._plain),
+    ('extra', 'extra\nmemory', numbers.byte_size),
+    ('floor', 'floor\nms', _ms),
+    ('share', 'floor\n/ ours', numbers.percent),
+    *((peer, peer.replace('_', '\n'), _against_ours) for peer in peers),
+  ]
+  return tables._table(rows, columns, f'{name}, {result["tokens"]:,} tokens, forward and backward', left={'shape'})
+
+
+def _against_ours(value: tuple[float | None, float | None]) -> str:
+  theirs, ours = value
+  return '–' if theirs is None else f'{_ms(theirs)}{f" ({theirs / ours:.2f}×)" if ours else ""}'
+
+
+def kernel_notes(result: Row, hardware: str) -> list[str]:
+  """The rates behind the floors, what each floor counts, and why a subject has no time."""
+  rates = result['rates']
+  floors = ', '.join(dict.fromkeys(row['floor'] for row in result['rows']))
+  tera = {name: f'{rates[f"{name}flops_per_second"] / 1e12:.3g}' for name in ('', 'fp8_')}
+  lines = [
+    f'{hardware}: copies at {_per_second(rates["bytes_per_second"])}, products at {tera[""]} TFLOP/s in BF16, '
+    f'{tera["fp8_"]} in FP8; floors count {floors}'
+  ]
+  failed = {}
+  for row in result['rows']:
+    for name, times in row['subjects'].items():
+      if 'error' in times:
+        failed.setdefault(f'{name}: {times["error"]}', []).append(row['shape'])
+  return lines + [f'{line} ({", ".join(shapes)})' for line, shapes in failed.items()]

@@ -5,6 +5,10 @@ Command: python -m yxanul.tools.bench --config=experiments/ultra.py:gpu=h200,sou
 `--what=loader` measures the loader alone; `--what=gradients --only=10 --steps=200` compares gradients with FP32's, before and
 after 200 steps of stage 10. How the figures are come by: yxanul/training/benchmark.py and benchmark_gradients.py.
 
+Command: python -m yxanul.tools.bench --what=attention-short --json=attention-short.json
+One kernel by itself at the shapes of ultra, or of --config's model: ours, every peer that runs here, and the floor computed
+from a copy's bandwidth or a product's rate, measured in the same run (yxanul/kernels/bench). Takes neither data nor workdir.
+
 Every stage takes 3 + steps + 1 + profile_steps steps. At gpu=h200's batches and 300,000 tokens/s the default is ten minutes;
 --steps, --profile_steps and --only=1,5,10 shorten it. The JSON file is written anew after every stage, so that what is cut
 short is not lost. Nothing stays in the workdir but the prepared data.
@@ -23,10 +27,12 @@ from typing import Any
 from absl import flags
 
 from yxanul.config import cli, convert, registry
+from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Prepare the data in WORKDIR/data, where a run in WORKDIR looks for it.')
-_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages, loader or gradients.')
+_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages, loader, gradients, or a kernel by itself.')
+_TOKENS = flags.DEFINE_integer('tokens', 131_072, 'How many tokens a kernel by itself works on.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every stage, after three that are not.', lower_bound=1)
 _PROFILE_STEPS = flags.DEFINE_integer('profile_steps', 10, 'Steps of every stage under the profiler; 0: none.', lower_bound=0)
 _ONLY = flags.DEFINE_list('only', [], 'These stages alone, such as 1,5,10.')
@@ -206,23 +212,50 @@ BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = 
 }
 
 
+KERNELS = ('vocab-loss', 'attention-short', 'attention-long', 'casts', 'optimizer')
+
+
+def _kernel(model: ModelSpec, report: _Report) -> Result:
+  import torch
+
+  from yxanul.kernels.capabilities import detect
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark_isolated
+
+  capabilities = detect()
+  envelope, device = _envelope(f'kernel-{_WHAT.value}', capabilities), torch.device(capabilities.device)
+  save = lambda measured: report.save(envelope | measured)  # noqa: E731
+  measured = benchmark_isolated.measure_kernel(_WHAT.value, model, _TOKENS.value, device, save)
+  report.table(bench_tables.kernel_table(_WHAT.value, measured))
+  for line in bench_tables.kernel_notes(measured, capabilities.name):
+    report.line(line)
+  return envelope | measured
+
+
 def main() -> None:
-  spec = cli.spec()[1]
-  if _WHAT.value not in BENCHMARKS:
-    near = difflib.get_close_matches(_WHAT.value, BENCHMARKS, n=1)
+  if _WHAT.value not in (*BENCHMARKS, *KERNELS):
+    near = difflib.get_close_matches(_WHAT.value, (*BENCHMARKS, *KERNELS), n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise ValueError(f'--what: got {_WHAT.value!r}, wants one of {", ".join(BENCHMARKS)}{hint}')
-  stages = _chosen_stages(spec)
-  if not spec.data.directory and not _WORKDIR.value:
-    raise ValueError('--workdir: missing, wants the folder for the prepared data (or config.data.directory)')
+    raise ValueError(f'--what: got {_WHAT.value!r}, wants one of {", ".join((*BENCHMARKS, *KERNELS))}{hint}')
   if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
     raise ValueError(f'--json={_JSON.value}: the folder does not exist')
   # Whatever needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
   report = _Report()
-  result = BENCHMARKS[_WHAT.value](spec, stages, report)
+  if _WHAT.value in KERNELS:
+    result = _kernel(cli.spec()[1].model if flags.FLAGS['config'].present else ModelSpec(), report)
+  else:
+    result = _of_experiment(report)
   report.save(result)
   if _JSON.value == '-':
     print(json.dumps(result, indent=1))
+
+
+def _of_experiment(report: _Report) -> Result:
+  spec = cli.spec()[1]
+  stages = _chosen_stages(spec)
+  if not spec.data.directory and not _WORKDIR.value:
+    raise ValueError('--workdir: missing, wants the folder for the prepared data (or config.data.directory)')
+  return BENCHMARKS[_WHAT.value](spec, stages, report)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
       Subject('te_fused', make(_transformer_engine, model, device)),
     ]
   n = model.parameter_count()
-  return [Case(f'{n:,} parameters', subjects, Work(bytes=32 * n))]
+  return [Case(str(n), f'{n:,} parameters', subjects, Work(bytes=32 * n))]
 
 
 def _draw(model: ModelSpec, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -56,9 +56,7 @@ def _ours(model: ModelSpec, device: torch.device) -> Step:
 def _torch(model: ModelSpec, device: torch.device, kind: dict[str, bool]) -> Step:
   parameters = _parameters(model, device)
   rate = torch.tensor(_RATE, device=device)
-  return _clipped(
-    parameters, torch.optim.AdamW(parameters, rate, _BETAS, _EPS, weight_decay=_DECAY, capturable=True, **kind)
-  )
+  return _clipped(parameters, torch.optim.AdamW(parameters, rate, _BETAS, _EPS, weight_decay=_DECAY, capturable=True, **kind))
 
 
 def _transformer_engine(model: ModelSpec, device: torch.device) -> Step:

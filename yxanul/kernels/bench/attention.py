@@ -22,7 +22,7 @@ def short_cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[C
   """The floor is the bytes of qkv, out, dout and dqkv, once each."""
   element = _dtype(device).itemsize
   floor = Work(bytes=n_tokens * element * (2 * model.d_qkv + 2 * model.d_query))
-  return [Case(f'length {n}', _subjects('short', model, n_tokens, n, device), floor) for n in SHORT]
+  return [Case(str(n), f'length {n}', _subjects('short', model, n_tokens, n, device), floor) for n in SHORT]
 
 
 def long_cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
@@ -31,7 +31,8 @@ def long_cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Ca
   for length in LONG:
     rows = max(1, n_tokens // length)
     flops = 7 * rows * length**2 * model.d_query
-    cases.append(Case(f'length {length}', _subjects('cudnn', model, rows * length, length, device), Work(flops=flops)))
+    subjects = _subjects('cudnn', model, rows * length, length, device)
+    cases.append(Case(str(length), f'length {length}', subjects, Work(flops=flops)))
   return cases
 
 

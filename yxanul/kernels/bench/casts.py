@@ -1,6 +1,6 @@
 """The casts of one layer each, and a layer's four linears with all their casts and norms, forward and backward.
 
-M tokens, D model width, F hidden width. `ours` is the engine that a run takes; `te` is Transformer Engine's functional layer and
+M tokens, D model width, F hidden width. `ours` is the engine that a run takes; `te` is Transformer Engine's functional layer,
 `triton` are our own kernels, whichever of the two ours is made of. `te_modules_fp8` and `te_modules_bf16` are Transformer
 Engine's own modules (LayerNormLinear, Linear, LayerNormMLP). A cast's floor is its bytes: every tensor read once, every FP8
 copy written once. The layer's is that of its casts and norms, and twelve products at the FP8 rate.
@@ -25,18 +25,18 @@ def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
   d, f, o = model.d_model, model.d_hidden, model.d_qkv
   make = functools.partial
   own = _engines(device)
-  pieces: dict[str, tuple[Callable, int]] = {  # and the bytes of a token, BF16 in, both FP8 copies out
-    'add + norm + cast': (make(_norm, d), 8 * d),
-    'norm backward + add': (make(_norm_backward, d), 8 * d),
-    'swiglu + cast': (make(_swiglu, f), 6 * f),
-    'dswiglu + cast': (make(_dswiglu, f), 10 * f),
-    f'gradient cast, {d} wide': (make(_gradient, d), 4 * d),
-    f'gradient cast, {o} wide': (make(_gradient, o), 4 * o),
+  pieces: dict[str, tuple[str, Callable, int]] = {  # and the bytes of a token, BF16 in, both FP8 copies out
+    'norm': ('add + norm + cast', make(_norm, d), 8 * d),
+    'norm_backward': ('norm backward + add', make(_norm_backward, d), 8 * d),
+    'swiglu': ('swiglu + cast', make(_swiglu, f), 6 * f),
+    'dswiglu': ('dswiglu + cast', make(_dswiglu, f), 10 * f),
+    f'gradient_{d}': (f'gradient cast, {d} wide', make(_gradient, d), 4 * d),
+    f'gradient_{o}': (f'gradient cast, {o} wide', make(_gradient, o), 4 * o),
   }
   result = []
-  for shape, (piece, token_bytes) in pieces.items():
+  for key, (shape, piece, token_bytes) in pieces.items():
     subjects = [Subject(name, make(piece, engine, n_tokens, device)) for name, engine in own.items()]
-    result.append(Case(shape, subjects, Work(bytes=token_bytes * n_tokens)))
+    result.append(Case(key, shape, subjects, Work(bytes=token_bytes * n_tokens)))
   products = 6 * n_tokens * d * (o + model.d_query + 3 * f)
   # Two norms each way, SwiGLU each way, attention's output cast, gradients of qkv, attention's output and the MLP's.
   casts = n_tokens * (4 * 8 * d + 16 * f + 3 * 4 * d + 4 * o)
@@ -44,7 +44,7 @@ def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
   if on_gpu:
     layers |= {'bf16': make(_layer, 'bf16'), 'te_modules_fp8': make(_modules, True), 'te_modules_bf16': make(_modules, False)}
   subjects = [Subject(name, make(layer, model, n_tokens, device)) for name, layer in layers.items()]
-  result.append(Case("one layer's linears", subjects, Work(bytes=casts, fp8_flops=products)))
+  result.append(Case('layer', "one layer's linears", subjects, Work(bytes=casts, fp8_flops=products)))
   return result
 
 

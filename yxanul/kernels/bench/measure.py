@@ -48,6 +48,7 @@ class Subject(NamedTuple):
 
 
 class Case(NamedTuple):
+  key: str  # short, for the figures' names
   shape: str
   subjects: Sequence[Subject]  # ours is the first
   floor: Work
@@ -70,8 +71,9 @@ def rates(device: torch.device) -> Rates:
 
 
 def measure(case: Case, device: torch.device, rates: Rates) -> Row:
-  """One row: 'shape', 'floor_ms', 'floor' (what binds it), and for each subject by name its times or 'error'."""
-  row = {'shape': case.shape, 'floor_ms': rates.milliseconds(case.floor), 'floor': binding(case.floor), 'subjects': {}}
+  """One row: 'key', 'shape', 'floor_ms', 'floor' (what binds it), and for each subject by name its times or 'error'."""
+  floor = {'floor_ms': rates.milliseconds(case.floor), 'floor': binding(case.floor)}
+  row = {'key': case.key, 'shape': case.shape, **floor, 'subjects': {}}
   for subject in case.subjects:
     release(device)
     try:

@@ -1,8 +1,8 @@
 """The vocabulary loss, forward and backward: ours, torch.compile in chunks, Liger, cut-cross-entropy.
 
 N tokens, R width in front of the head, V vocabulary. `cce` filters small gradients as it ships, `cce_exact` does not; neither
-library gives the loss of single tokens. The floor is four products of 2 N V R operations: logits forward and again backward, and
-the two gradients.
+library gives the loss of single tokens. The floor is four products of 2 N V R operations: the logits, forward and once more
+backward, and the two gradients.
 """
 
 import functools
@@ -23,7 +23,7 @@ def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
   result = []
   for n in (n_tokens // 4, n_tokens):
     floor = Work(flops=8 * n * model.vocab_size * model.head_width)
-    result.append(Case(f'{n:,} tokens', _subjects(model, n, device), floor))
+    result.append(Case(str(n), f'{n:,} tokens', _subjects(model, n, device), floor))
   return result
 
 
@@ -34,11 +34,9 @@ def _subjects(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Sub
     exact = functools.partial(_cut_cross_entropy, None)
     filtered = functools.partial(_cut_cross_entropy, 'high')
     functions |= {'torch_compile': _compiled(), 'liger': _liger, 'cce': filtered, 'cce_exact': exact}
+  make = functools.partial(_step, model=model, n_tokens=n_tokens, device=device)
   # The libraries wait for the GPU now and then, which a graph forbids; they take long enough for launches not to matter.
-  make = functools.partial
-  return [
-    Subject(name, make(_step, function, model, n_tokens, device), captures=name == 'ours') for name, function in functions.items()
-  ]
+  return [Subject(name, functools.partial(make, function), captures=name == 'ours') for name, function in functions.items()]
 
 
 def _step(function, model: ModelSpec, n_tokens: int, device: torch.device) -> Step:
