@@ -10,7 +10,7 @@ H query heads, K key/value heads, C head width, L layers, O and I a linear's out
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from yxanul.kernels import attention
 from yxanul.kernels.linear import Linears, normalize
 
 Params = dict[str, Tensor]
+Layers = Callable[[Params], Iterable[Params]]
+
+
+def layers(params: Params) -> Iterator[Params]:
+  """Each layer's parameters in turn, without the prefix `blocks.`."""
+  stacked = {name.removeprefix('blocks.'): p.unbind(0) for name, p in params.items() if name.startswith('blocks.')}
+  for slices in zip(*stacked.values(), strict=True):
+    yield dict(zip(stacked, slices, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +57,27 @@ def init(spec: ModelSpec, generator: torch.Generator) -> Params:
   return params
 
 
-def hidden(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numerics, mask_B1TT: Tensor | None = None) -> Tensor:
-  """The residual stream after the last norm, (B, T, D) in the numerics' dtype. `mask_B1TT` as in `kernels.attention`."""
+def hidden(
+  params: Params,
+  tokens_BT: Tensor,
+  spec: ModelSpec,
+  numerics: Numerics,
+  mask_B1TT: Tensor | None = None,
+  layers: Layers = layers,
+) -> Tensor:
+  """The residual stream after the last norm, (B, T, D) in the numerics' dtype.
+
+  Args:
+    mask_B1TT: as in `kernels.attention`.
+    layers: gives each block its parameters; training over several processes has its own.
+  """
   x_BTD, delta_BTD = embed(params, tokens_BT, spec, numerics.dtype), None
   rope = None
   if spec.position == 'rope':
     rope = attention.rope_tables(tokens_BT.shape[1], spec.head_dim, spec.rope_theta, tokens_BT.device)
-  layers = {name.removeprefix('blocks.'): p.unbind(0) for name, p in params.items() if name.startswith('blocks.')}
   # Formats with state run kernels of their own, which torch.compile cannot look into; the plain one it fuses whole.
   run = _compiled_block if numerics.compiled and type(numerics.linears) is Linears else block
-  for layer in range(spec.n_layers):
-    p = {name: stacked[layer] for name, stacked in layers.items()}
+  for layer, p in enumerate(layers(params)):
     arguments = (x_BTD, delta_BTD, p, numerics.linears.at(layer), spec, numerics, rope, mask_B1TT)
     if numerics.recompute and torch.is_grad_enabled():
       # Nothing is drawn inside a block, so there is no random state to keep; an FP8 amax raised twice is the same amax.

@@ -122,7 +122,8 @@ class _Captured:
 
   def capture(self, pool) -> None:
     self._graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(self._graph, pool=pool):
+    # Not 'global', which forbids other threads what capturing forbids: NCCL's watchdog asks events how they are all the time.
+    with torch.cuda.graph(self._graph, pool=pool, capture_error_mode='thread_local'):
       self._metrics = self._run()
 
   def __call__(

@@ -9,6 +9,7 @@ are all but the last, targets all but the first.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
 from yxanul.optim.transform import Hyper, Transform, apply_updates, global_norm
 from yxanul.training import spikes
+from yxanul.training.distributed import Reduction
 from yxanul.training.state import TrainState
 
 
@@ -45,6 +47,7 @@ class StepMetrics(NamedTuple):
   grad_norm: Tensor  # before clipping
   skipped: Tensor  # 1 when nothing was updated: loss or gradient was not finite, or the loss was a spike
   spike: Tensor  # 1 when that was a spike
+  stops: Tensor  # processes that were asked to stop; 0 where there is but one
 
 
 TrainStep = Callable[[TrainState, Tensor, Tensor, Tensor], tuple[TrainState, StepMetrics]]
@@ -68,33 +71,60 @@ def fp8_numerics(spec: ExperimentSpec, engines: Engines, engine: str, scale: Ten
 
 
 def loss_of(
-  params, tokens: Tensor, weights_N: Tensor, stage: StageSpec, spec: ModelSpec, numerics: Numerics, text: Text, engine: str
+  params,
+  tokens: Tensor,
+  weights_N: Tensor,
+  stage: StageSpec,
+  spec: ModelSpec,
+  numerics: Numerics,
+  text: Text,
+  engine: str,
+  layers: transformer.Layers = transformer.layers,
 ):
   """sum(weights * nats), and every token's nats, of rows of `stage.seq_len`; `tokens` (N + 1,) int, weights (N,) FP32."""
   inputs_BT = tokens[:-1].view(-1, stage.seq_len)
-  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage.mask_documents, spec, numerics, text, engine)
+  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage.mask_documents, spec, numerics, text, engine, layers)
 
 
 def loss_of_rows(
-  params, inputs_BT: Tensor, targets_N: Tensor, weights_N: Tensor, mask_documents: bool, spec: ModelSpec, numerics, text, engine
+  params,
+  inputs_BT: Tensor,
+  targets_N: Tensor,
+  weights_N: Tensor,
+  mask_documents: bool,
+  spec: ModelSpec,
+  numerics: Numerics,
+  text: Text,
+  engine: str,
+  layers: transformer.Layers = transformer.layers,
 ):
   """The same of any rows, which need not follow one another."""
   mask = document_mask(inputs_BT, text.end_of_text_id) if mask_documents else None
-  x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask)
+  x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask, layers)
   x_NR = transformer.head_input(params, x_BTD, spec).flatten(0, 1)
   return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
 
 
-def differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text, pieces: int = 1):
-  """Mean loss a token, nats of the targets that count, and the gradients by name, summed in FP32 over `pieces` of the rows."""
+def differentiate(
+  params, tokens, stage, spec: ExperimentSpec, numerics, engines: Engines, text, pieces: int = 1, reduction=None
+):
+  """Loss (its mean over the global batch), nats of the targets that count, and the gradients by name.
+
+  Sums in FP32 over `pieces` of this process's rows; with a reduction the gradients of the blocks, and they alone, are those
+  of all processes.
+  """
   leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
   n_tokens = tokens.shape[0] - 1
   size = n_tokens // pieces
-  weights_M = torch.full((size,), 1.0 / n_tokens, dtype=torch.float32, device=tokens.device)
+  weights_M = torch.full((size,), 1.0 / stage.tokens_per_step, dtype=torch.float32, device=tokens.device)
   loss = nats = gradients = None
+  layers, complete = transformer.layers, set()  # complete: gradients that hold the earlier pieces already
   for start in range(0, n_tokens, size):
     piece = tokens[start : start + size + 1]
-    part, nll_M = loss_of(leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss)
+    if reduction is not None and start + size == n_tokens:
+      layers = functools.partial(reduction.layers, before=gradients)
+      complete = {name for name in leaves if name.startswith('blocks.')}
+    part, nll_M = loss_of(leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers)
     part_gradients = dict(zip(leaves, torch.autograd.grad(part, list(leaves.values())), strict=True))
     part, part_nats = part.detach(), (nll_M * (piece[1:] != text.end_of_text_id)).double().sum()
     if gradients is None:
@@ -102,7 +132,7 @@ def differentiate(params, tokens, stage, spec: ExperimentSpec, numerics, engines
     else:
       loss, nats = loss + part, nats + part_nats
       for name, gradient in part_gradients.items():
-        gradients[name].add_(gradient)
+        gradients[name] = gradient if name in complete else gradients[name].add_(gradient)
   return loss, nats, gradients
 
 
@@ -114,17 +144,19 @@ def make_train_step(
   text: Text,
   pieces: int = 1,
   compiled: bool = False,
+  reduction: Reduction | None = None,
 ) -> TrainStep:
   """The step of one stage.
 
   Args:
     pieces: the rows go through the model in this many equal parts, whose gradients are summed: less memory, same step.
     compiled: chains of elementwise operations are fused by torch.compile.
+    reduction: makes it one step of several processes, each with its share of the stage's rows; None for one process.
 
   Returns:
     train_step(state, tokens, learning_rate, max_norm): tokens (N + 1,) int32, the rates 0-d FP32.
   """
-  assert stage.batch_size % pieces == 0
+  assert stage.batch_size % (pieces * (reduction.world if reduction else 1)) == 0
   update = torch.compile(optimizer.update, dynamic=False) if compiled else optimizer.update
 
   def train_step(state: TrainState, tokens: Tensor, learning_rate: Tensor, max_norm: Tensor) -> tuple[TrainState, StepMetrics]:
@@ -133,8 +165,13 @@ def make_train_step(
       scale = state.fp8_state['scale']
       amax = torch.zeros_like(scale)
       numerics = fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
-    loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
+    loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces, reduction)
     with torch.no_grad():
+      n_bytes, stops = text.token_bytes_V[tokens[1:]].sum(), torch.zeros_like(nats)
+      if reduction is not None:
+        loss, nats, n_bytes, stops = reduction.complete(gradients, amax, [loss, nats, n_bytes])
+        loss = loss.float()
+      # From here on every process has the same numbers.
       norm = global_norm(gradients)
       finite = torch.isfinite(loss) & torch.isfinite(norm)
       fp8_state = state.fp8_state
@@ -152,20 +189,28 @@ def make_train_step(
       metrics = StepMetrics(
         loss=loss.double(),
         nats=nats,
-        bytes=text.token_bytes_V[tokens[1:]].sum().double(),
+        bytes=n_bytes.double(),
         grad_norm=norm.double(),
         skipped=1.0 - ok.double(),
         spike=spike.double(),
+        stops=stops,
       )
-    data_state = state.data_state + (tokens.shape[0] - 1)
+    data_state = state.data_state + stage.tokens_per_step
     return TrainState(state.step + 1, params, opt_state, fp8_state, loss_state, state.rng, data_state), metrics
 
   return train_step
 
 
 def calibrate(
-  state: TrainState, tokens: Tensor, stage: StageSpec, spec: ExperimentSpec, engines: Engines, text: Text, pieces=1
-):
+  state: TrainState,
+  tokens: Tensor,
+  stage: StageSpec,
+  spec: ExperimentSpec,
+  engines: Engines,
+  text: Text,
+  pieces: int = 1,
+  reduction: Reduction | None = None,
+) -> TrainState:
   """The state with FP8 scales from a forward and backward over a first batch; nothing else changes.
 
   Scales of 1 would start blind: every gradient of a mean over many tokens underflows E5M2.
@@ -174,6 +219,8 @@ def calibrate(
   amax = torch.zeros_like(scale)
   numerics = fp8_numerics(spec, engines, 'calibrate', scale, amax, False)
   differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces)
+  if reduction is not None:
+    reduction.maximum(amax)
   return state._replace(fp8_state=fp8.update(state.fp8_state, amax, spec.precision, torch.isfinite(amax).all()))
 
 

@@ -1,0 +1,228 @@
+"""One run over several processes: data parallel, through torch.distributed alone.
+
+torchrun starts a process for each GPU. Each holds the whole state and takes its rows of every global batch; the step sums
+the gradients, takes the maximum of the FP8 amaxes and sums the metrics before it judges and uses any of them, so every
+process takes the same step to the same bits, and the run is the one that a single process would do, to the rounding of sums.
+
+The gradients of a layer are summed while the layers before it are still being differentiated: `Reduction.layers` hands the
+model its parameters through an autograd node for each layer, whose backward pass starts the sum. Everything is enqueued on
+streams (NCCL's own beside the current one), so that a CUDA graph captures it together with the step. Rejected:
+DistributedDataParallel, which wraps a module, and there is none here.
+
+What the host must agree on (a stop during an evaluation, a stage that does not fit) goes through Gloo, off the hot path.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yxanul.config.spec import ExperimentSpec
+from yxanul.model.transformer import Params
+
+PEER_SECONDS = 600  # without a word from the others, after which they are given up
+EXIT_PEER_LOST = 1
+
+
+class PeerLost(RuntimeError):
+  """Another process of the run is gone, or has not answered for PEER_SECONDS."""
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+  """Around every collective: its failure means that another process is gone."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise PeerLost(f'another process is gone ({" ".join(str(error).split())[:120]})') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """The processes of a run, and this one's place among them. Alone by default."""
+
+  rank: int = 0
+  world: int = 1
+
+  @property
+  def first(self) -> bool:
+    """Whether this is the one that logs, saves and reports."""
+    return self.rank == 0
+
+  def any(self, flag: bool) -> bool:
+    """Whether any process says so; every process gets the same answer at the same place. The host waits."""
+    return bool(self.largest(int(flag)))
+
+  def largest(self, value: int) -> int:
+    """The largest of the processes' values. The host waits."""
+    if self.world == 1:
+      return value
+    shared = torch.tensor(value)
+    with _talking():
+      dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+  def total(self, values: list[float]) -> list[float]:
+    """Sums over the processes, in FP64. The host waits."""
+    if self.world == 1:
+      return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    with _talking():
+      dist.all_reduce(shared)
+    return shared.tolist()
+
+  def from_first(self, value: Any) -> Any:
+    """The first process's value, which has to be JSON; what the others give is not looked at. The host waits."""
+    if self.world == 1:
+      return value
+    box = [json.dumps(value) if self.first else None]
+    with _talking():
+      dist.broadcast_object_list(box)
+    return json.loads(box[0])
+
+  def check(self, spec: ExperimentSpec) -> None:
+    """
+    Raises:
+      ValueError: a batch cannot be shared out evenly, in rows and in what FP8 needs.
+    """
+    for i, stage in enumerate(spec.curriculum.stages):
+      rows, left = divmod(stage.batch_size, self.world)
+      fp8 = spec.precision.matmul == 'fp8'
+      if left or (fp8 and rows * stage.seq_len % 16):
+        tokens = f', each with a multiple of 16 tokens ({stage.seq_len} a row)' if fp8 else ''
+        raise ValueError(
+          f'config.curriculum.stages[{i}].batch_size: got {stage.batch_size}, wants a multiple of the {self.world} '
+          f'processes{tokens}'
+        )
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Processes]:
+  """Meets the other processes that torchrun started, and takes this one's GPU; alone without torchrun.
+
+  Inside the block a `PeerLost` ends the process with one line and status 1, whatever the GPU still waits for.
+
+  Raises:
+    ValueError: torchrun started more processes on this machine than it has GPUs.
+  """
+  rank, world = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
+  if world == 1:
+    yield Processes()
+    return
+  backend = 'gloo'
+  if torch.cuda.is_available():
+    here, gpus = int(os.environ['LOCAL_WORLD_SIZE']), torch.cuda.device_count()
+    if here > gpus:
+      raise ValueError(f'torchrun --nproc_per_node={here}: wants at most the {gpus} GPUs of this machine')
+    torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    backend = 'cpu:gloo,cuda:nccl'
+  dist.init_process_group(backend, timeout=datetime.timedelta(seconds=PEER_SECONDS))
+  try:
+    yield Processes(rank, world)
+  except PeerLost as error:
+    line = f'rank {rank}: {error}; what is saved stands, the same command goes on from there\n'
+    sys.stdout.flush()
+    os.write(2, line.encode())
+    os._exit(EXIT_PEER_LOST)  # a GPU that waits for the lost one would hold a normal end up
+  dist.destroy_process_group()
+
+
+class Reduction:
+  """What makes a step of each process one step of all of them; an argument of `make_train_step`.
+
+  Nothing here waits on the host, except where the tensors are the host's.
+  """
+
+  def __init__(self, world: int, device: torch.device):
+    self.world = world
+    self.stop = torch.zeros((), dtype=torch.float64, device=device)  # set to 1 to ask all processes to stop
+    self._under_way: list[dist.Work] = []
+
+  def layers(self, params: Params, before: Params | None = None) -> Iterator[Params]:
+    """As `transformer.layers`; the backward pass gives gradients summed over the processes.
+
+    Args:
+      before: gradients of this process's earlier pieces, by full name; they are added before the sum.
+    """
+    names = [name for name in params if name.startswith('blocks.')]
+    short = [name.removeprefix('blocks.') for name in names]
+    slices, n = _Unbind.apply(self, *(params[name] for name in names)), len(names)
+    # One after another as the model asks for them: autograd runs what was made last first, and a layer's sum has to start
+    # before the layer below it is differentiated.
+    for layer in range(len(slices) // n):
+      earlier = None if before is None else [before[name][layer] for name in names]
+      yield dict(zip(short, _Sum.apply(self, earlier, *slices[layer * n : (layer + 1) * n]), strict=True))
+
+  def begin(self, x: Tensor) -> None:
+    """Starts to sum `x` over the processes, in place, beside whatever the current stream does next."""
+    with _talking():
+      self._under_way.append(dist.all_reduce(x, async_op=True))
+
+  def finish(self) -> None:
+    """What the current stream does next sees the sums that were begun."""
+    with _talking():
+      for work in self._under_way:
+        work.wait()
+    self._under_way.clear()
+
+  def maximum(self, x: Tensor) -> None:
+    """The largest over the processes, element by element, in place."""
+    with _talking():
+      dist.all_reduce(x, dist.ReduceOp.MAX)
+
+  def complete(self, gradients: Params, amax: Tensor | None, sums: list[Tensor]) -> list[Tensor]:
+    """Sums what `layers` has not: the other gradients, in place of theirs, and 0-d figures; takes the largest amaxes.
+
+    Returns:
+      The summed figures in FP64, and last the number of processes that were asked to stop.
+    """
+    rest = [name for name in gradients if not name.startswith('blocks.')]
+    bucket = torch.cat([gradients[name].flatten() for name in rest])
+    figures = torch.stack([x.double() for x in (*sums, self.stop)])
+    self.begin(bucket)
+    self.begin(figures)
+    if amax is not None:
+      self.maximum(amax)
+    self.finish()
+    parts = bucket.split([gradients[name].numel() for name in rest])
+    gradients.update({name: part.view(gradients[name].shape) for name, part in zip(rest, parts, strict=True)})
+    return list(figures.unbind())
+
+
+class _Unbind(torch.autograd.Function):
+  """Stacked parameters to slices, layer after layer; backward waits for the sums of all layers."""
+
+  @staticmethod
+  def forward(ctx, reduction, *stacked):
+    ctx.reduction, ctx.n = reduction, len(stacked)
+    return tuple(p for layer in zip(*(p.unbind(0) for p in stacked), strict=True) for p in layer)
+
+  @staticmethod
+  def backward(ctx, *gradients):
+    ctx.reduction.finish()
+    return None, *(torch.stack(gradients[i :: ctx.n]) for i in range(ctx.n))
+
+
+class _Sum(torch.autograd.Function):
+  """One layer's parameters, unchanged; backward begins the sum of their gradients, as one bucket."""
+
+  @staticmethod
+  def forward(ctx, reduction, before, *params):
+    ctx.reduction, ctx.before = reduction, before
+    return tuple(p.view_as(p) for p in params)
+
+  @staticmethod
+  def backward(ctx, *gradients):
+    own = gradients if ctx.before is None else torch._foreach_add(gradients, ctx.before)
+    bucket = torch.cat([g.flatten() for g in own])
+    ctx.reduction.begin(bucket)
+    parts = bucket.split([g.numel() for g in gradients])
+    return None, None, *(part.view(g.shape) for part, g in zip(parts, gradients, strict=True))
