@@ -52,8 +52,7 @@ def main(*arguments: str, **more) -> subprocess.Popen:
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
-    **more,
+    **{'env': os.environ | {'PYTHONPATH': str(REPOSITORY)}, **more},
   )
 
 

@@ -1,5 +1,6 @@
 """One run from its configuration to its report: data if it is missing, training, evaluation, sample, report."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -23,8 +24,9 @@ from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum
+from yxanul.training.loggers import Logs, require_loggers
 from yxanul.training.loop import Progress, Run, train
-from yxanul.training.metrics import MetricsLog, ppl_gpt2_equivalent
+from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.state import TrainState
 from yxanul.training.step import plain_numerics
@@ -42,6 +44,7 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   """
   started = time.perf_counter()
   _check_workdir(spec, workdir)
+  require_loggers(spec.training.loggers)
   curriculum = Curriculum(spec)
   capabilities = detect()
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
@@ -112,26 +115,25 @@ def _train(
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
 
-  log = MetricsLog(workdir / 'metrics.jsonl', progress.step)
-  state = train(
-    Run(
-      spec=spec,
-      curriculum=curriculum,
-      step=trainer.step,
-      batches=trainer.batches,
-      evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop),
-      checkpoints=checkpoints,
-      log=log,
-      display=display,
-      stop=stop,
-      device=device,
-      host={'choices': trainer.choices()},
-      peak_flops=peak_flops(capabilities.name, _matmul_format(spec.precision)),
-    ),
-    trainer.state,
-    progress,
-  )
-  log.close()
+  with contextlib.closing(Logs(spec, workdir, progress.step)) as log:
+    state = train(
+      Run(
+        spec=spec,
+        curriculum=curriculum,
+        step=trainer.step,
+        batches=trainer.batches,
+        evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop),
+        checkpoints=checkpoints,
+        log=log,
+        display=display,
+        stop=stop,
+        device=device,
+        host={'choices': trainer.choices()},
+        peak_flops=peak_flops(capabilities.name, _matmul_format(spec.precision)),
+      ),
+      trainer.state,
+      progress,
+    )
   if restored and progress.step == resumed_from and (workdir / 'result.json').exists():
     write_report(workdir)  # the run was over before: what it left stays as it is
     return json.loads((workdir / 'result.json').read_text())

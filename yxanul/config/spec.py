@@ -202,12 +202,15 @@ class TrainingSpec:
   checkpoint_every_seconds: float = 600.0
   checkpoints_kept: int = 2
   recompute: str = 'none'  # none | blocks: keep only each block's input for the backward pass, and run the block again there
+  loggers: tuple[str, ...] = ()  # tensorboard, wandb: beside metrics.jsonl
   gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
   spike_deviations: float = 10.0  # skip a step whose loss is this many deviations above its running mean; 0: never
   rollback_after_skips: int = 10  # in a row: back to the last checkpoint's weights, and past the text that did it
 
   def __post_init__(self):
     one_of(self.execution, ('graph', 'compile', 'eager'), 'training.execution')
+    for i, logger in enumerate(self.loggers):
+      one_of(logger, ('tensorboard', 'wandb'), f'training.loggers[{i}]')
     one_of(self.recompute, ('none', 'blocks'), 'training.recompute')
     require(self.log_every_steps >= 1, 'training.log_every_steps', self.log_every_steps, 'at least 1')
     require(

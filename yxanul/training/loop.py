@@ -16,7 +16,8 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning.flops import flops_per_token
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum, Stage
-from yxanul.training.metrics import MetricsLog, MetricsQueue, bits_per_byte
+from yxanul.training.loggers import Logs
+from yxanul.training.metrics import MetricsQueue, bits_per_byte
 from yxanul.training.state import TrainState
 from yxanul.training.stop import Stopped, StopRequest
 
@@ -75,7 +76,7 @@ class Run:
   batches: Callable[[int], Iterable[torch.Tensor]]  # from a position in target tokens to the rows of every step after it
   evaluate: Callable[..., dict[str, Any] | None]  # (params, fp8_state, seq_len) to the fields of an evaluation line
   checkpoints: Checkpoints
-  log: MetricsLog
+  log: Logs
   display: Any
   stop: StopRequest
   device: torch.device

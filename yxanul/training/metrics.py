@@ -57,17 +57,25 @@ class MetricsQueue:
     return values.tolist(), context
 
 
+def line_kind(record: dict[str, Any]) -> str:
+  return 'held_out' if 'val_bpb' in record else 'training'
+
+
 class MetricsLog:
-  """`metrics.jsonl`, one object a line. A resumed run drops what was logged after the step it goes on from."""
+  """`metrics.jsonl`, one object a line. A resumed run drops what was logged after the step it goes on from.
+
+  `written_before` has step and kind of every line that earlier sessions wrote, dropped ones too.
+  """
 
   def __init__(self, path: Path, after_step: int):
-    kept = []
+    kept, written = [], set()
     if path.exists():
       for line in path.read_text().splitlines():
         try:
           record = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill cut short
           break
+        written.add((record['step'], line_kind(record)))
         if record['step'] <= after_step:
           kept.append(line)
     # Written beside and renamed: a kill here must not lose the lines that stay.
@@ -76,6 +84,7 @@ class MetricsLog:
     os.replace(fresh, path)
     self._file = path.open('a')
     self.path = path
+    self.written_before = frozenset(written)
 
   def write(self, record: dict[str, Any]) -> None:
     self._file.write(json.dumps(_finite(record)) + '\n')
