@@ -270,5 +270,5 @@ def test_states_flatten_to_the_paths_of_a_checkpoint(whole):
   from yxanul.training.state import init_state
 
   spec = tiny.spec()
-  state = init_state(spec, build(spec.optimizer, spec.model.parameter_shapes()), {}, torch.device('cpu'))
+  state = init_state(spec, build(spec.optimizer, spec.model), {}, torch.device('cpu'))
   assert flatten(state).keys() == arrays(whole).keys()

@@ -21,7 +21,7 @@ CPU = torch.device('cpu')
 def test_every_stage_is_made_once_whatever_the_rates():
   spec, _, state, _, _ = make()
   curriculum, made = Curriculum(spec), []
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
 
   def factory(stage, compiled):
     made.append((stage.number, compiled))
@@ -45,7 +45,7 @@ def test_every_stage_is_made_once_whatever_the_rates():
 @pytest.mark.parametrize('pieces', [2, 4])
 def test_rows_in_pieces_are_the_same_step(engines, pieces):
   spec, stage, state, step, tokens = make(engines)
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   parts = make_train_step(spec, stage, optimizer, engines, TEXT, pieces)
   rates = torch.tensor(1e-3), torch.tensor(1.0)
   whole, m = step(clone(state), tokens, *rates)
@@ -66,7 +66,7 @@ def test_rows_in_pieces_are_the_same_step(engines, pieces):
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile on a CPU needs g++')
 def test_a_compiled_step_agrees_with_the_eager_one():
   spec, stage, state, step, tokens = make()
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   compiled = make_train_step(spec, stage, optimizer, FP32, TEXT, 1, compiled=True)
   rates = torch.tensor(1e-3), torch.tensor(1.0)
   a, m = step(clone(state), tokens, *rates)
@@ -86,7 +86,7 @@ def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul):
   spec = tiny.spec(precision__matmul=matmul, model__head_dim=64, model__d_model=64, model__d_hidden=64)
   engines = choose_engines(detect(), spec.precision, spec.model.embedding_rank)
   text = Text(511, TEXT.token_bytes_V.to(device))
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   curriculum = Curriculum(spec)
 
   def tokens(stage, seed=0):

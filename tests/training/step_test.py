@@ -23,7 +23,7 @@ ENGINES = pytest.mark.parametrize('engines', [FP32, FP8], ids=['fp32', 'fp8 refe
 def make(engines=FP32, stage_index=3):
   spec = tiny.spec(precision__matmul='fp8' if is_fp8(engines) else 'fp32')
   stage = spec.curriculum.stages[stage_index]
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   fp8_state = fp8.init(spec.model, spec.precision) if is_fp8(engines) else {}
   state = init_state(spec, optimizer, fp8_state, torch.device('cpu'))
   tokens = torch.randint(0, 512, (stage.tokens_per_step + 1,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
@@ -116,7 +116,7 @@ def test_clipping_limits_the_gradient_that_the_optimizer_sees():
 def test_calibration_keeps_gradients_from_underflowing():
   """With scales of 1 the gradients of a mean over many tokens round to zero in E5M2; calibrated ones do not."""
   spec, stage, state, *_ = make(FP8)
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   blind = init_state(spec, optimizer, fp8.init(spec.model, spec.precision), torch.device('cpu'))
   many = dataclasses.replace(stage, batch_size=64 * stage.batch_size)
   long = torch.randint(0, 511, (many.tokens_per_step + 1,), dtype=torch.int32)
@@ -132,7 +132,7 @@ def test_calibration_keeps_gradients_from_underflowing():
 def test_recomputed_blocks_give_the_same_step_bit_for_bit(engines, monkeypatch):
   spec, stage, state, step, tokens = make(engines)
   again = dataclasses.replace(spec, training=dataclasses.replace(spec.training, recompute='blocks'))
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
   a, m = step(clone(state), tokens, *rates())
   runs, block = [], transformer.block
   monkeypatch.setattr(transformer, 'block', lambda *arguments: runs.append(1) or block(*arguments))
@@ -152,7 +152,7 @@ def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():
   plain, fp8_nats = (make_eval_step(s, FP8, TEXT)(state.params, state.fp8_state, *rows, counts).sum() for s in (spec, rounded))
   assert plain != fp8_nats
   assert plain.item() == pytest.approx(fp8_nats.item(), rel=1e-2)
-  in_training = make_train_step(spec, stage, build(spec.optimizer, spec.model.parameter_shapes()), FP8, TEXT)
+  in_training = make_train_step(spec, stage, build(spec.optimizer, spec.model), FP8, TEXT)
   assert all(torch.equal(leaf, before[path]) for path, leaf in flatten(state).items())
   _, m = in_training(state, tokens, *rates())
   assert m.loss.item() * len(tokens[1:]) == pytest.approx(fp8_nats.item(), rel=1e-6)

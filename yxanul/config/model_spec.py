@@ -25,6 +25,9 @@ class ModelSpec:
   bias: bool = False
   embedding_rank: int = 128  # 0: the table is vocab_size x d_model; r: vocab_size x r times r x d_model
   init_std: float = 0.02
+  table_std: float = 0.0  # of the vocabulary table's initialization; 0: init_std
+  projection_std: float = 0.0  # of the factorized table's projection; 0: init_std
+  input_scale: float = 1.0  # times the token embeddings on their way into the residual stream; the head is not scaled
 
   def __post_init__(self):
     for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_hidden', 'max_positions'):
@@ -34,6 +37,9 @@ class ModelSpec:
     require(self.head_dim % 2 == 0, 'model.head_dim', self.head_dim, 'an even number (rotary pairs)')
     require(self.embedding_rank >= 0, 'model.embedding_rank', self.embedding_rank, '0 (not factorized) or a positive rank')
     require(self.init_std > 0, 'model.init_std', self.init_std, 'a positive number')
+    for name in ('table_std', 'projection_std'):
+      require(getattr(self, name) >= 0, f'model.{name}', getattr(self, name), 'a positive number, or 0 for init_std')
+    require(self.input_scale > 0, 'model.input_scale', self.input_scale, 'a positive number')
     require(self.norm_eps > 0, 'model.norm_eps', self.norm_eps, 'a positive number')
     require(self.rope_theta > 0, 'model.rope_theta', self.rope_theta, 'a positive number')
     one_of(self.norm, ('rmsnorm', 'layernorm'), 'model.norm')
@@ -96,6 +102,14 @@ class ModelSpec:
     add_linear('down', d, self.d_hidden)
     add_norm('final_norm', ())
     return shapes
+
+  def packed_rows(self) -> dict[str, tuple[int, ...]]:
+    """The rows of every block matrix by the linears that are packed in it: one number where it is one linear."""
+    rows = {name: (shape[1],) for name, shape in self.parameter_shapes().items() if len(shape) == 3}
+    rows['blocks.qkv.weight'] = (self.d_query, self.d_kv, self.d_kv)
+    if self.activation == 'swiglu':
+      rows['blocks.gate_up.weight'] = (self.d_hidden, self.d_hidden)
+    return rows
 
   def parameter_count(self) -> int:
     """Closed form of the number of parameters (the tied head counts once)."""

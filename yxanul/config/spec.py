@@ -102,6 +102,7 @@ class StageSpec:
   grad_clip: float = 1.0
   step_share_start: float = 0.0  # share of the step budget, at the reference batch, at which the stage starts
   mask_documents: bool = False  # attention stays inside a document
+  window: int = 0  # tokens that attention reaches back over, the query's own included; 0: the whole row
 
   @property
   def tokens_per_step(self) -> int:
@@ -127,11 +128,12 @@ class CurriculumSpec:
       name = f'{field}[{i}]'
       for key in ('seq_len', 'batch_size', 'reference_batch_size'):
         require(getattr(stage, key) >= 1, f'{name}.{key}', getattr(stage, key), 'at least 1')
+      require(stage.window >= 0, f'{name}.window', stage.window, 'a number of tokens, or 0 for the whole row')
       for key in ('lr_scale', 'grad_clip'):
         require(getattr(stage, key) > 0, f'{name}.{key}', getattr(stage, key), 'a positive number')
     require(self.stages[0].step_share_start == 0, f'{field}[0].step_share_start', self.stages[0].step_share_start, 'exactly 0')
     for i, (a, b) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=1):
-      require(b.seq_len > a.seq_len, f'{field}[{i}].seq_len', b.seq_len, f'more than the {a.seq_len} of the stage before')
+      require(b.seq_len >= a.seq_len, f'{field}[{i}].seq_len', b.seq_len, f'at least the {a.seq_len} of the stage before')
       require(
         a.step_share_start < b.step_share_start < 1,
         f'{field}[{i}].step_share_start',
@@ -145,7 +147,7 @@ class GroupSpec:
   """Parameters whose name matches `pattern` (first match wins; every parameter must match one)."""
 
   pattern: str = '.*'
-  optimizer: str = 'adamw'
+  optimizer: str = 'adamw'  # adamw | muon (block matrices only)
   weight_decay: float = 0.0
   lr_multiplier: float = 1.0
 
@@ -154,19 +156,43 @@ class GroupSpec:
       re.compile(self.pattern)
     except re.error as error:
       raise FieldError('optimizer.groups.pattern', self.pattern, f'a regular expression ({error})') from None
-    one_of(self.optimizer, ('adamw',), 'optimizer.groups.optimizer')
+    one_of(self.optimizer, ('adamw', 'muon'), 'optimizer.groups.optimizer')
     require(self.weight_decay >= 0, 'optimizer.groups.weight_decay', self.weight_decay, 'at least 0')
     require(self.lr_multiplier >= 0, 'optimizer.groups.lr_multiplier', self.lr_multiplier, 'at least 0')
 
 
 @dataclasses.dataclass(frozen=True)
+class MuonSpec:
+  """What the groups with optimizer 'muon' share; see yxanul/optim/muon.py for the sources."""
+
+  momentum: float = 0.95
+  nesterov: bool = True
+  polynomial: str = 'quintic'  # of Newton-Schulz: quintic (one for all steps) | polar_express (one for each of five)
+  newton_schulz_steps: int = 5
+  update_scale: str = 'rms'  # rms: 0.2 sqrt(max(out, in)), so that an AdamW rate carries over | spectral: sqrt(max(1, out/in))
+  row_normalization: bool = False  # NorMuon: rows of the direction are brought to one size
+  row_beta: float = 0.95  # decay of the rows' second moment
+
+  def __post_init__(self):
+    for name in ('momentum', 'row_beta'):
+      require(0 <= getattr(self, name) < 1, f'optimizer.muon.{name}', getattr(self, name), 'at least 0 and less than 1')
+    one_of(self.polynomial, ('quintic', 'polar_express'), 'optimizer.muon.polynomial')
+    one_of(self.update_scale, ('rms', 'spectral'), 'optimizer.muon.update_scale')
+    steps, fixed = self.newton_schulz_steps, self.polynomial == 'polar_express'
+    wants = '5, as polar_express has polynomials for' if fixed else 'at least 1'
+    require(steps == 5 if fixed else steps >= 1, 'optimizer.muon.newton_schulz_steps', steps, wants)
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-  """AdamW (arXiv 1711.05101) under a warm-up and a decay over tokens."""
+  """AdamW (arXiv 1711.05101), and Muon where a group asks for it, under a warm-up and a decay over tokens."""
 
   peak_lr: float = 6e-4
-  schedule: str = 'cosine'  # cosine | constant
+  schedule: str = 'cosine'  # cosine | trapezoid (warm-up, constant, linear decay: arXiv 2405.18392) | constant
   warmup_share: float = 0.01  # of the token budget
+  decay_share: float = 0.2  # of the token budget, at its end: how long a trapezoid decays
   final_lr_share: float = 0.1  # of the peak, at the end
+  z_loss: float = 0.0  # times the mean squared log-partition, added to the loss (arXiv 2204.02311); 0: none
   batch_lr_scaling: str = 'sqrt'  # sqrt: times sqrt(batch_size / reference_batch_size); none
   beta1: float = 0.9
   beta2: float = 0.95
@@ -175,15 +201,20 @@ class OptimizerSpec:
     GroupSpec(pattern=r'blocks\.(qkv|attention_out|gate_up|up|down)\.weight', weight_decay=0.1),
     GroupSpec(pattern=r'.*', weight_decay=0.0),
   )
+  muon: MuonSpec = dataclasses.field(default_factory=MuonSpec)
 
   def __post_init__(self):
     require(self.peak_lr > 0, 'optimizer.peak_lr', self.peak_lr, 'a positive number')
-    for name in ('warmup_share', 'final_lr_share'):
+    for name in ('warmup_share', 'decay_share', 'final_lr_share'):
       require(0 <= getattr(self, name) <= 1, f'optimizer.{name}', getattr(self, name), 'a share between 0 and 1')
+    if self.schedule == 'trapezoid':
+      left = 1 - self.warmup_share
+      require(0 < self.decay_share <= left, 'optimizer.decay_share', self.decay_share, f'more than 0, and at most {left:g}')
+    require(self.z_loss >= 0, 'optimizer.z_loss', self.z_loss, 'at least 0')
     for name in ('beta1', 'beta2'):
       require(0 <= getattr(self, name) < 1, f'optimizer.{name}', getattr(self, name), 'at least 0 and less than 1')
     require(self.eps > 0, 'optimizer.eps', self.eps, 'a positive number')
-    one_of(self.schedule, ('cosine', 'constant'), 'optimizer.schedule')
+    one_of(self.schedule, ('cosine', 'trapezoid', 'constant'), 'optimizer.schedule')
     one_of(self.batch_lr_scaling, ('sqrt', 'none'), 'optimizer.batch_lr_scaling')
     require(len(self.groups) >= 1, 'optimizer.groups', self.groups, 'at least one group')
 

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterable
 
+from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import GroupSpec, OptimizerSpec
 from yxanul.optim.adamw import adamw
-from yxanul.optim.transform import Transform, chain, clip_by_global_norm
+from yxanul.optim.muon import muon
+from yxanul.optim.transform import Transform, chain, clip_by_global_norm, only
 
 
 def assign_groups(names: Iterable[str], groups: tuple[GroupSpec, ...]) -> dict[str, GroupSpec]:
@@ -31,9 +33,26 @@ def assign_groups(names: Iterable[str], groups: tuple[GroupSpec, ...]) -> dict[s
   return assigned
 
 
-def build(spec: OptimizerSpec, names: Iterable[str]) -> Transform:
-  """Clipping, then AdamW with each group's weight decay and rate."""
-  groups = assign_groups(names, spec.groups)
+def build(spec: OptimizerSpec, model: ModelSpec) -> Transform:
+  """Clipping, then each group's optimizer over its parameters, with the group's weight decay and rate.
+
+  Raises:
+    ValueError: the groups do not cover the parameters, or give Muon something that is no block matrix.
+  """
+  groups = assign_groups(model.parameter_shapes(), spec.groups)
   decay = {name: group.weight_decay for name, group in groups.items()}
   multiplier = {name: group.lr_multiplier for name, group in groups.items()}
-  return chain(clip_by_global_norm(), adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier))
+  names = {kind: [name for name, group in groups.items() if group.optimizer == kind] for kind in ('adamw', 'muon')}
+  matrices = model.packed_rows()
+  for name in names['muon']:
+    if name not in matrices:
+      raise ValueError(
+        f'config.optimizer.groups: pattern {groups[name].pattern!r} gives muon {name!r}, wants block matrices only: '
+        f'{", ".join(matrices)}'
+      )
+  transforms = [clip_by_global_norm()]
+  if names['adamw']:
+    transforms.append(only(adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier), names['adamw']))
+  if names['muon']:
+    transforms.append(only(muon(spec.muon, matrices, decay, multiplier), names['muon']))
+  return chain(*transforms)

@@ -15,6 +15,9 @@ def schedule(progress: float, spec: OptimizerSpec) -> float:
     return progress / warmup
   if spec.schedule == 'constant':
     return 1.0
+  if spec.schedule == 'trapezoid':
+    left = min(1.0, max(0.0, (1.0 - progress) / spec.decay_share))
+    return spec.final_lr_share + (1.0 - spec.final_lr_share) * left
   decayed = min(1.0, (progress - warmup) / (1.0 - warmup)) if warmup < 1 else 1.0
   return spec.final_lr_share + (1.0 - spec.final_lr_share) * 0.5 * (1.0 + math.cos(math.pi * decayed))
 

@@ -4,7 +4,7 @@ A tree is a flat dict, name to tensor. `update` takes gradients and gives what i
 and state are donated: their memory may be reused for the result, so the caller must not read them again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,20 @@ def chain(*transforms: Transform) -> Transform:
       gradients, part = transform.update(gradients, part, params, hyper)
       states.append(part)
     return gradients, tuple(states)
+
+  return Transform(init, update)
+
+
+def only(transform: Transform, names: Iterable[str]) -> Transform:
+  """`transform` over these parameters alone; the gradients of the others pass through as they are."""
+  names = tuple(names)
+
+  def init(params: Tree) -> State:
+    return transform.init({name: params[name] for name in names})
+
+  def update(gradients: Tree, state: State, params: Tree, hyper: Hyper) -> tuple[Tree, State]:
+    updates, state = transform.update({name: gradients[name] for name in names}, state, params, hyper)
+    return {**gradients, **updates}, state
 
   return Transform(init, update)
 

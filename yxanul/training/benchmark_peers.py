@@ -63,7 +63,7 @@ def measure_peer(
     limit = min(spec.training.gpu_memory_gb * 1e9 or capabilities.memory_bytes, capabilities.memory_bytes)
     pieces = memory.pieces(spec, stage, int(_USABLE_SHARE * limit))
   text = Text(spec.model.vocab_size - 1, torch.zeros(spec.model.vocab_size, dtype=torch.int32, device=device))
-  optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+  optimizer = build(spec.optimizer, spec.model)
 
   def make(stage, compiled):
     return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled)

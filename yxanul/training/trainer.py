@@ -57,7 +57,7 @@ class Trainer:
     self.spec, self.curriculum, self.device = spec, curriculum, device
     self.engines = engines
     self.text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
-    self.optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+    self.optimizer = build(spec.optimizer, spec.model)
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self.state = init_state(spec, self.optimizer, fp8_state, device)
     self._stream = Stream(prepared.train, spec.seed)
