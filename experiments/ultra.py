@@ -34,6 +34,7 @@ def stage(seq_len: int, batch_size: int, lr_scale: float, grad_clip: float, step
       grad_clip=grad_clip,
       step_share_start=step_share_start,
       mask_documents=False,
+      window=0,
     )
   )
 

@@ -13,7 +13,7 @@ import torch
 
 from yxanul.config import cli
 from yxanul.config.convert import differing_fields, to_dict
-from yxanul.config.spec import ExperimentSpec, PrecisionSpec
+from yxanul.config.spec import ExperimentSpec, MuonSpec, PrecisionSpec
 from yxanul.data import prepare as preparation
 from yxanul.inference.compression import xz_marks
 from yxanul.inference.sample import write_samples
@@ -81,11 +81,19 @@ def dry_run(spec: ExperimentSpec) -> None:
   lines = (
     f'{curriculum.total_steps:,} steps over {curriculum.total_tokens:,} tokens (budget {spec.curriculum.budget_tokens:,})',
     f'AdamW: betas {optimizer.beta1:g} and {optimizer.beta2:g}, eps {optimizer.eps:g}',
+    *([_muon_line(optimizer.muon)] if any(group.optimizer == 'muon' for group in optimizer.groups) else []),
     f'rate: the lr of each stage (peak {optimizer.peak_lr:g} x lr scale x batch scaling "{optimizer.batch_lr_scaling}"), '
     f'{optimizer.schedule} to {optimizer.final_lr_share:.0%} after a warm-up over {optimizer.warmup_share:.0%} of the tokens',
   )
   for line in (*([spec.note] if spec.note else []), *lines):
     print(line)
+
+
+def _muon_line(muon: MuonSpec) -> str:
+  steps = f'{muon.newton_schulz_steps} steps of {muon.polynomial}, scale "{muon.update_scale}"'
+  return (
+    f'Muon: momentum {muon.momentum:g}{" (Nesterov)" * muon.nesterov}, {steps}{", rows normalized" * muon.row_normalization}'
+  )
 
 
 def _train(

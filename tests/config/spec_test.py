@@ -40,6 +40,12 @@ WRONG = [
   ('data.validation_fraction', 0.0, r'config\.data\.validation_fraction: got 0\.0'),
   ('data.tokenizer.transition_size', 300_000, r'config\.data\.tokenizer\.transition_size: got 300000, wants between'),
   ('data.on_error', 'ignore', r'config\.data\.on_error: got .ignore., wants one of stop, skip'),
+  ('optimizer.muon.momentum', 1.0, r'config\.optimizer\.muon\.momentum: got 1\.0, wants at least 0 and less than 1'),
+  ('optimizer.muon.polynomial', 'quntic', r"config\.optimizer\.muon\.polynomial: got 'quntic', .*did you mean 'quintic'"),
+  ('optimizer.muon.newton_schulz_steps', 0, r'config\.optimizer\.muon\.newton_schulz_steps: got 0, wants at least 1'),
+  ('optimizer.z_loss', -1.0, r'config\.optimizer\.z_loss: got -1\.0, wants at least 0'),
+  ('model.table_std', -1.0, r'config\.model\.table_std: got -1\.0, wants a positive number, or 0'),
+  ('model.input_scale', 0.0, r'config\.model\.input_scale: got 0\.0, wants a positive number'),
   ('curriculum.budget_tokens', 0, r'config\.curriculum\.budget_tokens: got 0'),
   ('training.checkpoints_kept', 1, r'config\.training\.checkpoints_kept: got 1, wants at least 2'),
   ('seed', -1, r'config\.seed: got -1'),
@@ -64,7 +70,7 @@ def test_a_wrong_value_is_one_line_that_names_it(field, value, message):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda s: s[1].update(seq_len=8), r'stages\[1\]\.seq_len: got 8, wants more than the 8 of the stage before'),
+    (lambda s: s[1].update(seq_len=4), r'stages\[1\]\.seq_len: got 4, wants at least the 8 of the stage before'),
     (lambda s: s[2].update(step_share_start=0.005), r'stages\[2\]\.step_share_start: got 0\.005, wants between the 0\.01'),
     (lambda s: s[0].update(step_share_start=0.1), r'stages\[0\]\.step_share_start: got 0\.1, wants exactly 0'),
     (
@@ -89,6 +95,27 @@ def test_fp8_needs_widths_of_sixteen():
     from_config(config)
   config.precision.matmul = 'bf16'
   assert from_config(config).model.d_hidden == 2040
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'schedule': 'trapezoid', 'decay_share': 0.0}, r'optimizer\.decay_share: got 0\.0, wants more than 0, and at most 0\.99'),
+    ({'schedule': 'trapezoid', 'decay_share': 0.995}, r'optimizer\.decay_share: got 0\.995, wants more than 0, and at most'),
+    ({'muon.polynomial': 'polar_express', 'muon.newton_schulz_steps': 4}, r'newton_schulz_steps: got 4, wants 5, as polar'),
+  ],
+)
+def test_optimizer_fields_must_fit_together(fields, message):
+  config = default_config()
+  config.optimizer.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message):
+    from_config(config)
+
+
+def test_stages_of_one_length_may_follow_one_another():
+  config = registry.load(str(registry.experiments_folder() / 'ultra.py'))
+  config.curriculum.stages[1].seq_len = 8
+  assert from_config(config).curriculum.stages[1].seq_len == 8
 
 
 def test_a_missing_field_is_named():

@@ -32,10 +32,11 @@ def tensors(n_tokens: int, n_vocab: int, rank: int, scale: float = 1.0, seed: in
   return x, table, targets, weights
 
 
-def oracle(x, table, targets, weights, dloss: float):
+def oracle(x, table, targets, weights, dloss: float, z_loss: float = 0.0):
   x, table = x.detach().double().requires_grad_(), table.detach().double().requires_grad_()
-  nll = torch.nn.functional.cross_entropy(x @ table.T, targets, reduction='none')
-  loss = (nll * weights.double()).sum()
+  logits = x @ table.T
+  nll = torch.nn.functional.cross_entropy(logits, targets, reduction='none')
+  loss = ((nll + z_loss * logits.logsumexp(-1) ** 2) * weights.double()).sum()
   return loss.detach(), nll.detach(), *torch.autograd.grad(loss * dloss, (x, table))
 
 
@@ -43,21 +44,27 @@ def relative(a, b) -> float:
   return ((a.double() - b).norm() / b.norm()).item()
 
 
-def check(x, table, targets, weights, dloss: float = 2.0):
-  loss, nll = vocab_loss_triton.vocab_loss(x, table, targets, weights)
+def check(x, table, targets, weights, dloss: float = 2.0, z_loss: float = 0.0):
+  loss, nll = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss)
   dx, dtable = torch.autograd.grad(loss * dloss, (x, table))
-  wants = oracle(x, table, targets, weights, dloss)
+  wants = oracle(x, table, targets, weights, dloss, z_loss)
   assert (dx.dtype, dtable.dtype, nll.requires_grad) == (DTYPE, torch.float32, False)
   assert abs(loss.item() - wants[0].item()) < 1e-5 * abs(wants[0].item())
   assert relative(nll, wants[1]) < 1e-5  # float32 sums of exact products
   assert relative(dx, wants[2]) < DX_TOLERANCE
   assert relative(dtable, wants[3]) < DTABLE_TOLERANCE
-  assert torch.equal(torch.autograd.grad(vocab_loss_triton.vocab_loss(x, table, targets, weights)[0] * dloss, table)[0], dtable)
+  again, _ = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss)
+  assert torch.equal(torch.autograd.grad(again * dloss, table)[0], dtable)
 
 
 @pytest.mark.parametrize(('n_tokens', 'n_vocab'), [(128, 256), (144, 300), (16, 1000), (260, 130)])
 def test_equals_autograd_over_all_logits(n_tokens, n_vocab):
   check(*tensors(n_tokens, n_vocab, 16))
+
+
+def test_z_loss_changes_both_gradients():
+  # Not as small as a z-loss is in training: so that its own share of the gradients is far above the tolerance.
+  check(*tensors(144, 300, 16), z_loss=0.03)
 
 
 def test_large_logits_neither_overflow_nor_vanish():

@@ -167,6 +167,37 @@ def test_masked_documents_do_not_see_each_other():
   assert not torch.equal(transformer.apply(params, changed, LLAMA, PLAIN)[:, 5:], masked[:, 5:])
 
 
+def test_a_window_ends_what_a_query_sees():
+  """One layer: the gradient of a logit reaches the window's tokens and no earlier one."""
+  from yxanul.kernels.attention import window_mask
+
+  spec = dataclasses.replace(LLAMA, n_layers=1)
+  params, tokens = make(spec)
+  embedded = params['embedding.table'][tokens[:1, :20]].detach().requires_grad_()
+  unit = params | {'embedding.table': torch.cat((embedded[0], params['embedding.table']))}  # every position its own word
+  logits = transformer.apply(unit, torch.arange(20)[None], spec, PLAIN, window_mask(20, 5, torch.device('cpu')))
+  (gradient,) = torch.autograd.grad(logits[0, 11, 40:].sum(), embedded)
+  assert (gradient[0].abs().sum(-1) > 0).tolist() == [7 <= i <= 11 for i in range(20)]
+
+
+def test_input_scale_reaches_the_stream_and_not_the_head():
+  params, tokens = make(LLAMA)
+  scaled = dataclasses.replace(LLAMA, input_scale=3.0)
+  x = transformer.embed(params, tokens, LLAMA, torch.float32)
+  torch.testing.assert_close(transformer.embed(params, tokens, scaled, torch.float32), 3.0 * x)
+  assert torch.equal(transformer.head_input(params, x, scaled), transformer.head_input(params, x, LLAMA))
+  assert not torch.allclose(transformer.apply(params, tokens, scaled, PLAIN), transformer.apply(params, tokens, LLAMA, PLAIN))
+
+
+def test_table_and_projection_have_an_initialization_of_their_own():
+  generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+  plain = transformer.init(LLAMA, generators[0])
+  own = transformer.init(dataclasses.replace(LLAMA, table_std=0.5, projection_std=0.25), generators[1])
+  factors = {'embedding.table': 25.0, 'embedding.projection': 12.5}
+  for name, p in plain.items():
+    torch.testing.assert_close(own[name], factors.get(name, 1.0) * p)
+
+
 def test_bf16_is_near_fp32():
   params, tokens = make(LLAMA)
   exact = transformer.apply(params, tokens, LLAMA, PLAIN)

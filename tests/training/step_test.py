@@ -104,6 +104,32 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(engines):
       assert torch.equal(after[path], leaf), path
 
 
+def test_stages_may_attend_through_a_window_inside_documents():
+  """A window of one row's length changes nothing; a shorter one does, with and without document masks."""
+  spec, stage, state, _, tokens = make()
+  optimizer = build(spec.optimizer, spec.model)
+
+  def loss(**fields):
+    step = make_train_step(spec, dataclasses.replace(stage, **fields), optimizer, FP32, TEXT)
+    return step(clone(state), tokens, *rates())[1].loss.item()
+
+  assert loss(window=stage.seq_len) == pytest.approx(loss(), rel=1e-6)
+  assert loss(window=2) != pytest.approx(loss(), rel=1e-5)
+  assert loss(window=2, mask_documents=True) != pytest.approx(loss(window=2), rel=1e-5)
+  assert loss(window=2, mask_documents=True) != pytest.approx(loss(mask_documents=True), rel=1e-5)
+
+
+def test_z_loss_is_part_of_what_is_minimized():
+  spec, stage, state, step, tokens = make()
+  with_z = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, z_loss=0.01))
+  _, m = step(clone(state), tokens, *rates())
+  _, n = make_train_step(with_z, stage, build(spec.optimizer, spec.model), FP32, TEXT)(clone(state), tokens, *rates())
+  assert n.nats == m.nats
+  # At the start the logits are near zero: the log-partition is that of 512 words, for every token.
+  assert (n.loss - m.loss).item() == pytest.approx(0.01 * math.log(512) ** 2, rel=0.02)
+  assert n.grad_norm != m.grad_norm
+
+
 def test_clipping_limits_the_gradient_that_the_optimizer_sees():
   *_, state, step, tokens = make()
   a, m = step(clone(state), tokens, *rates(max_norm=1e9))

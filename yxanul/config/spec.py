@@ -105,6 +105,11 @@ class StageSpec:
   window: int = 0  # tokens that attention reaches back over, the query's own included; 0: the whole row
 
   @property
+  def context(self) -> int:
+    """The most tokens that a query sees: what held-out text is scored with while the stage lasts."""
+    return min(self.window, self.seq_len) or self.seq_len
+
+  @property
   def tokens_per_step(self) -> int:
     return self.seq_len * self.batch_size
 

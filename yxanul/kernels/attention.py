@@ -38,6 +38,12 @@ def document_mask(tokens_BT: Tensor, end_of_text_id: int) -> Tensor:
   return (same_BTT & same_BTT.new_ones(same_BTT.shape[-2:]).tril())[:, None]
 
 
+def window_mask(length: int, window: int, device: torch.device) -> Tensor:
+  """True where a query may look: itself and the `window - 1` tokens before it. (1, 1, T, T) bool."""
+  everything = torch.ones(length, length, dtype=torch.bool, device=device)
+  return everything.tril().triu(1 - window)[None, None]
+
+
 _BACKENDS = {'cudnn': SDPBackend.CUDNN_ATTENTION, 'flash': SDPBackend.FLASH_ATTENTION}
 
 
@@ -46,7 +52,7 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
-    mask_B1TT: bool, True where to look, instead of the plain causal triangle; only `sdpa` takes it.
+    mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
     engine: `sdpa` (what torch chooses), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU).
 
   Returns:

@@ -16,9 +16,12 @@ CHUNK_BYTES = 256 * 2**20  # of FP32 logits
 
 
 def vocab_loss(
-  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, engine: str = 'chunked'
+  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, engine: str = 'chunked', z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-  """sum(weights * nll) and every token's nll, where nll = logsumexp(x W^T) - (x W^T)[target], in nats.
+  """sum(weights * (nll + z_loss * lse^2)) and every token's nll = lse - (x W^T)[target], in nats; lse = logsumexp(x W^T).
+
+  The second term keeps the log-partition near zero (PaLM, arXiv 2204.02311). Its gradient is that of nll's lse once more,
+  2 z_loss lse times, so that no engine needs another pass for it.
 
   Args:
     x_NR: FP32 or BF16.
@@ -31,40 +34,47 @@ def vocab_loss(
     The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
   """
   if engine == 'reference':
-    nll_N = nll(x_NR, table_VR, targets_N)
-    return (weights_N * nll_N).sum(), nll_N.detach()
+    nll_N, lse_N = _nll(x_NR, table_VR, targets_N)
+    return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N.detach()
   if engine == 'triton':
     from yxanul.kernels import vocab_loss_triton  # Triton is there on GPUs only
 
-    return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N)
+    return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N, z_loss)
   assert engine == 'chunked', engine
-  return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N)
+  return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss)
 
 
 def nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
   """Every token's negative log-likelihood in nats, (N,) FP32, by holding all logits: the oracle."""
+  return _nll(x_NR, table_VR, targets_N)[0]
+
+
+def _nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
   logits_NV = (x_NR @ table_VR.to(x_NR.dtype).T).float()
-  return torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')
+  nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')
+  return nll_N, logits_NV.logsumexp(-1)
 
 
 class _ChunkedLoss(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x_NR, table_VR, targets_N, weights_N):
+  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss):
     needs_x, needs_table = ctx.needs_input_grad[:2]
     table = table_VR.to(x_NR.dtype)
     chunk = max(1, CHUNK_BYTES // (4 * table.shape[0]))
-    nll_N = torch.empty_like(weights_N)
+    nll_N, lse_N = torch.empty_like(weights_N), torch.empty_like(weights_N)
     dx_NR = torch.empty_like(x_NR) if needs_x else None
     dtable_VR = torch.zeros_like(table_VR) if needs_table else None
     for start in range(0, len(x_NR), chunk):
       part = slice(start, start + chunk)
       x_MR, target_M1 = x_NR[part], targets_N[part, None].long()
       logits_MV = (x_MR @ table.T).float()
-      lse_M = torch.logsumexp(logits_MV, -1)
+      lse_M = lse_N[part] = torch.logsumexp(logits_MV, -1)
       nll_N[part] = lse_M - logits_MV.gather(-1, target_M1)[:, 0]
       if not (needs_x or needs_table):
         continue
       d_MV = logits_MV.sub_(lse_M[:, None]).exp_()
+      if z_loss:
+        d_MV *= 1 + 2 * z_loss * lse_M[:, None]
       d_MV.scatter_add_(-1, target_M1, d_MV.new_full(target_M1.shape, -1.0))
       d_MV = d_MV.mul_(weights_N[part, None]).to(x_NR.dtype)
       if needs_x:
@@ -73,7 +83,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtable_VR += (d_MV.T @ x_MR).float()
     ctx.save_for_backward(dx_NR, dtable_VR)
     ctx.mark_non_differentiable(nll_N)
-    return (weights_N * nll_N).sum(), nll_N
+    return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N
 
   @staticmethod
   def backward(ctx, dloss, _):
@@ -81,6 +91,7 @@ class _ChunkedLoss(torch.autograd.Function):
     return (
       None if dx_NR is None else (dx_NR * dloss).to(dx_NR.dtype),
       None if dtable_VR is None else dtable_VR * dloss,
+      None,
       None,
       None,
     )

@@ -29,8 +29,10 @@ FORWARD_TILE = (128, 128, 8, 3)
 BACKWARD_TILE = (128, 128, 8, 3)
 
 
-def vocab_loss(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
-  """sum(weights * nll) and every token's nll in nats; see `vocab_loss.vocab_loss`.
+def vocab_loss(
+  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+  """sum(weights * (nll + z_loss * lse^2)) and every token's nll in nats; see `vocab_loss.vocab_loss`.
 
   Args:
     x_NR: BF16 (FP32 under Triton's interpreter, which cannot multiply BF16); R 16, 32, 64 or 128.
@@ -39,33 +41,50 @@ def vocab_loss(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Ten
     weights_N: FP32, at least 0.
   """
   assert x_NR.dtype == torch.bfloat16 or not x_NR.is_cuda, x_NR.dtype
-  return _Loss.apply(x_NR, table_VR, targets_N, weights_N, torch.is_grad_enabled())
+  return _Loss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, torch.is_grad_enabled())
 
 
 class _Loss(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x_NR, table_VR, targets_N, weights_N, differentiable):
+  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss, differentiable):
     x_NR, table = x_NR.contiguous(), table_VR.to(x_NR.dtype)
     needs_x, needs_table = (differentiable and needed for needed in ctx.needs_input_grad[:2])
     kernel = _hopper().forward if _on_hopper(x_NR) else forward
     nll_N, bias_N, dx_NR = kernel(x_NR, table, targets_N, weights_N, with_gradient=needs_x or needs_table)
+    penalty_N = 0.0
+    if z_loss:
+      penalty_N = _add_z_loss(z_loss, x_NR, table, targets_N, weights_N, nll_N, bias_N, dx_NR)
     if needs_x or needs_table:
       ctx.save_for_backward(x_NR, table, targets_N, weights_N, bias_N, dx_NR)
     ctx.table_dtype = table_VR.dtype
     ctx.mark_non_differentiable(nll_N)
-    return (weights_N * nll_N).sum(), nll_N
+    return (weights_N * (nll_N + penalty_N)).sum(), nll_N
 
   @staticmethod
   def backward(ctx, dloss, _):
     x_NR, table, targets_N, weights_N, bias_N, dx_NR = ctx.saved_tensors
     dx = (dx_NR * dloss).to(dx_NR.dtype) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
-      return dx, None, None, None, None
+      return dx, None, None, None, None, None
     hits_NR = x_NR.float() * (-dloss * weights_N)[:, None]
     dtable_VR = torch.ops.aten.embedding_dense_backward(hits_NR, targets_N.long(), len(table), -1, False)
     kernel = _hopper().table_gradient if _on_hopper(x_NR) else table_gradient
     kernel(x_NR, table, bias_N, dloss, dtable_VR)
-    return dx, dtable_VR.to(ctx.table_dtype), None, None, None
+    return dx, dtable_VR.to(ctx.table_dtype), None, None, None, None
+
+
+def _add_z_loss(z_loss: float, x_NR, table_VR, targets_N, weights_N, nll_N, bias_N, dx_NR) -> Tensor:
+  """z_loss * lse^2 of every token; `bias` and `dx` become those of the loss with it, in place.
+
+  The softmax's part of both gradients is multiplied by 1 + 2 z_loss lse, the target's stays.
+  """
+  target_NR = table_VR[targets_N].float()
+  lse_N = nll_N + (x_NR.float() * target_NR).sum(-1)
+  more_N = 2 * z_loss * lse_N
+  bias_N.add_(torch.log1p(more_N))
+  # dx is w (softmax T - target): w softmax T is dx with the target put back.
+  dx_NR.copy_(dx_NR + more_N[:, None] * (dx_NR + weights_N[:, None] * target_NR))
+  return z_loss * lse_N.square()
 
 
 def _on_hopper(x_NR: Tensor) -> bool:

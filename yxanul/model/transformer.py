@@ -43,7 +43,10 @@ class Numerics:
 
 
 def init(spec: ModelSpec, generator: torch.Generator) -> Params:
-  """Parameters in FP32 on the generator's device: N(0, init_std), residual outputs scaled by 1/sqrt(2 L) (GPT-2)."""
+  """Parameters in FP32 on the generator's device: N(0, init_std), residual outputs scaled by 1/sqrt(2 L) (GPT-2).
+
+  The table and its projection have a standard deviation of their own where the spec names one.
+  """
   params = {}
   for name, shape in spec.parameter_shapes().items():
     if name.endswith('.bias'):
@@ -51,8 +54,9 @@ def init(spec: ModelSpec, generator: torch.Generator) -> Params:
     elif 'norm' in name:
       params[name] = torch.ones(shape, device=generator.device)
     else:
-      residual = name in ('blocks.attention_out.weight', 'blocks.down.weight')
-      std = spec.init_std / math.sqrt(2 * spec.n_layers) if residual else spec.init_std
+      std = {'embedding.table': spec.table_std, 'embedding.projection': spec.projection_std}.get(name) or spec.init_std
+      if name in ('blocks.attention_out.weight', 'blocks.down.weight'):
+        std /= math.sqrt(2 * spec.n_layers)
       params[name] = torch.randn(shape, generator=generator, device=generator.device) * std
   return params
 
@@ -88,9 +92,11 @@ def hidden(
 
 
 def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype, positions_BT: Tensor | None = None) -> Tensor:
-  """Token embeddings (plus learned positions, of 0 to T - 1 where none are given), (B, T, D)."""
+  """Token embeddings times `input_scale` (plus learned positions, of 0 to T - 1 where none are given), (B, T, D)."""
   x_BTR = torch.nn.functional.embedding(tokens_BT, params['embedding.table']).to(dtype)
   x_BTD = x_BTR @ params['embedding.projection'].to(dtype) if spec.embedding_rank else x_BTR
+  if spec.input_scale != 1:
+    x_BTD = x_BTD * spec.input_scale
   if spec.position == 'learned':
     at = slice(tokens_BT.shape[1]) if positions_BT is None else positions_BT
     x_BTD = x_BTD + params['embedding.position'][at].to(dtype)

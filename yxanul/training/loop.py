@@ -201,7 +201,7 @@ class _Loop:
     stage = self.run.curriculum.lookup(progress.tokens - 1)
     last = progress.tokens >= self.run.curriculum.total_tokens
     longest = self.run.spec.evaluation.seq_len
-    result = self.run.evaluate(state.params, state.fp8_state, longest if last else min(stage.spec.seq_len, longest))
+    result = self.run.evaluate(state.params, state.fp8_state, longest if last else min(stage.spec.context, longest))
     if result is None:  # a request to stop came in between: the resumed run evaluates
       return
     self.clocks.tick()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from yxanul.config.spec import ExperimentSpec, ModelSpec, StageSpec
 from yxanul.kernels import fp8
-from yxanul.kernels.attention import document_mask
+from yxanul.kernels.attention import document_mask, window_mask
 from yxanul.kernels.capabilities import Engines
 from yxanul.kernels.fp8_linears import Fp8Linears
 from yxanul.kernels.linear import Linears
@@ -41,7 +41,7 @@ class Text(NamedTuple):
 class StepMetrics(NamedTuple):
   """Sums over one step, 0-d FP64 tensors on the device; the loop reads them one step late."""
 
-  loss: Tensor  # mean nats a target
+  loss: Tensor  # what is minimized: mean nats a target, plus the z-loss where there is one
   nats: Tensor  # of the targets that count for bits per byte: all but the end-of-text
   bytes: Tensor  # of text in those targets
   grad_norm: Tensor  # before clipping
@@ -80,10 +80,16 @@ def loss_of(
   text: Text,
   engine: str,
   layers: transformer.Layers = transformer.layers,
+  z_loss: float = 0.0,
 ):
-  """sum(weights * nats), and every token's nats, of rows of `stage.seq_len`; `tokens` (N + 1,) int, weights (N,) FP32."""
+  """sum(weights * (nats + z)), and every token's nats, of rows of `stage.seq_len`; z is the z-loss (`kernels.vocab_loss`).
+
+  Args:
+    tokens: (N + 1,) int.
+    weights_N: FP32.
+  """
   inputs_BT = tokens[:-1].view(-1, stage.seq_len)
-  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage.mask_documents, spec, numerics, text, engine, layers)
+  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage, spec, numerics, text, engine, layers, z_loss)
 
 
 def loss_of_rows(
@@ -91,18 +97,22 @@ def loss_of_rows(
   inputs_BT: Tensor,
   targets_N: Tensor,
   weights_N: Tensor,
-  mask_documents: bool,
+  stage: StageSpec,
   spec: ModelSpec,
   numerics: Numerics,
   text: Text,
   engine: str,
   layers: transformer.Layers = transformer.layers,
+  z_loss: float = 0.0,
 ):
-  """The same of any rows, which need not follow one another."""
-  mask = document_mask(inputs_BT, text.end_of_text_id) if mask_documents else None
+  """The same of any rows, which need not follow one another, under the stage's masks."""
+  mask = document_mask(inputs_BT, text.end_of_text_id) if stage.mask_documents else None
+  if stage.window:
+    window = window_mask(inputs_BT.shape[1], stage.window, inputs_BT.device)
+    mask = window if mask is None else mask & window
   x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask, layers)
   x_NR = transformer.head_input(params, x_BTD, spec).flatten(0, 1)
-  return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine)
+  return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine, z_loss)
 
 
 def differentiate(
@@ -124,7 +134,9 @@ def differentiate(
     if reduction is not None and start + size == n_tokens:
       layers = functools.partial(reduction.layers, before=gradients)
       complete = {name for name in leaves if name.startswith('blocks.')}
-    part, nll_M = loss_of(leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers)
+    part, nll_M = loss_of(
+      leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers, spec.optimizer.z_loss
+    )
     part_gradients = dict(zip(leaves, torch.autograd.grad(part, list(leaves.values())), strict=True))
     part, part_nats = part.detach(), (nll_M * (piece[1:] != text.end_of_text_id)).double().sum()
     if gradients is None:
@@ -233,7 +245,7 @@ def make_eval_step(spec: ExperimentSpec, engines: Engines, text: Text) -> EvalSt
   `precision.fp8_evaluation` decides whether the linears run in FP8, with the state's scales, or without it. The state stays
   as it is either way: what evaluation sees does not move the scales of training.
   """
-  mask_documents = spec.curriculum.stages[-1].mask_documents
+  stage = spec.curriculum.stages[-1]
 
   @torch.no_grad()
   def eval_step(
@@ -244,9 +256,7 @@ def make_eval_step(spec: ExperimentSpec, engines: Engines, text: Text) -> EvalSt
       scale = fp8_state['scale']
       numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), False)
     targets_N, weights_N = targets_BT.flatten(), counts_BT.flatten().float()
-    _, nll_N = loss_of_rows(
-      params, inputs_BT, targets_N, weights_N, mask_documents, spec.model, numerics, text, engines.vocab_loss
-    )
+    _, nll_N = loss_of_rows(params, inputs_BT, targets_N, weights_N, stage, spec.model, numerics, text, engines.vocab_loss)
     return nll_N.double().view(counts_BT.shape) * counts_BT
 
   return eval_step
