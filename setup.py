@@ -11,6 +11,7 @@ setup(
   long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   packages=find_packages(include=['yxanul', 'yxanul.*', 'experiments']),
+  package_data={'yxanul.planning': ['fit.json']},
   python_requires='>=3.11',
   install_requires=[
     # The pre-release mark lets NVIDIA's own builds (2.11.0a0+...) stand; pip takes a CPU wheel where an index offers one.

@@ -11,10 +11,12 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
 from yxanul.config import convert, registry
 from yxanul.config.checks import FieldError, unknown_field
 from yxanul.config.spec import ExperimentSpec
+from yxanul.config.variants import UnknownVariant
 
 EXIT_USAGE = 2  # the user's mistake: nothing was done
 EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on
@@ -78,6 +80,26 @@ def spec() -> tuple[ConfigDict, ExperimentSpec]:
   if _CONFIG.value is None:
     raise ValueError('--config: missing, wants experiments/NAME.py (--list shows what there is)')
   return _CONFIG.value, convert.from_config(_CONFIG.value)
+
+
+def variant(key: str) -> str | None:
+  """What the command line says behind the experiment's colon for `key`, None where it says nothing."""
+  _, _, arg = flags.FLAGS['config'].config_filename.partition(':')
+  return dict(item.split('=', 1) for item in arg.split(',') if '=' in item).get(key)
+
+
+def spec_of_variant(key: str, value: str) -> ExperimentSpec:
+  """As `spec`, for the variant in which `key` is `value`; as it stands where the experiment has no such key."""
+  spec()
+  path, _, arg = flags.FLAGS['config'].config_filename.partition(':')
+  others = [item for item in arg.split(',') if item and item.partition('=')[0] != key]
+  try:
+    config = registry.load(f'{path}:{",".join([*others, f"{key}={value}"])}')
+  except UnknownVariant:
+    return spec()[1]
+  for field, override in flags.FLAGS['config'].override_values.items():
+    config_path.set_value(field, config, override)
+  return convert.from_config(config)
 
 
 def _fail(error: BaseException) -> None:

@@ -5,6 +5,10 @@ import math
 from typing import Any
 
 
+class UnknownVariant(ValueError):
+  """The experiment has no such key."""
+
+
 def parse_variant(arg: str | None, **defaults: Any) -> dict[str, Any]:
   """Reads 'key=value,key=value' into the types of the defaults.
 
@@ -21,7 +25,7 @@ def parse_variant(arg: str | None, **defaults: Any) -> dict[str, Any]:
     if key not in defaults:
       near = difflib.get_close_matches(key, defaults, n=1)
       hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(defaults) or "none"}'
-      raise ValueError(f'variant {key!r} of the experiment: no such key; {hint}')
+      raise UnknownVariant(f'variant {key!r} of the experiment: no such key; {hint}')
     kind = type(defaults[key])
     wants = {str: 'a text', int: 'a whole number', float: 'a number', bool: 'true or false'}[kind]
     try:

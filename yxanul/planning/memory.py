@@ -157,19 +157,25 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
   The smallest number that divides the rows of one device and leaves FP8 its multiple of 16 tokens.
 
   Raises:
-    ValueError: not even one row at a time fits; the line names the stage, the need and what there is.
+    ValueError: not even one row at a time fits, or the rows cannot be shared; the line names the stage, the need and what there
+      is.
   """
   rows = stage.batch_size // devices
-  for n in range(1, rows + 1):
-    tokens = rows * stage.seq_len // n
-    if rows % n or (spec.precision.matmul == 'fp8' and tokens % 16):
-      continue
-    total = step_bytes(spec, stage, n, devices)
-    if total <= memory_bytes:
+  multiple = 16 if spec.precision.matmul == 'fp8' else 1
+  possible = [n for n in range(1, rows + 1) if rows % n == 0 and rows * stage.seq_len // n % multiple == 0]
+  for n in possible:
+    if step_bytes(spec, stage, n, devices) <= memory_bytes:
       return n
+  if not possible:
+    raise ValueError(
+      f'stage of length {stage.seq_len}: got {stage.batch_size} rows for {devices} devices, wants as many for each that its '
+      f'tokens divide by {multiple}'
+    )
+  smallest = possible[-1]
   raise ValueError(
-    f'stage of length {stage.seq_len}: needs about {total / 1e9:.1f} GB for its smallest part, {tokens} tokens, '
-    f'got {memory_bytes / 1e9:.1f} GB; wants a smaller model or --config.training.gpu_memory_gb raised'
+    f'stage of length {stage.seq_len}: needs about {step_bytes(spec, stage, smallest, devices) / 1e9:.1f} GB for its smallest '
+    f'part, {rows * stage.seq_len // smallest} tokens, got {memory_bytes / 1e9:.1f} GB; wants a smaller model or '
+    '--config.training.gpu_memory_gb raised'
   )
 
 

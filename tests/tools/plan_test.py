@@ -1,0 +1,102 @@
+"""python -m yxanul.tools.plan: its tables, JSON and picture, the card's variant, and one line for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from yxanul.planning import speed
+
+RECORD = f'{speed.fitted()["record"]}/record.json'
+
+
+def plan(*arguments) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-m', 'yxanul.tools.plan', *map(str, arguments)],
+    cwd=tiny.REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
+  )
+
+
+def test_tables_json_and_picture(tmp_path):
+  path, picture = tmp_path / 'plan.json', tmp_path / 'plan.png'
+  done = plan('--config=experiments/ultra.py', '--gpu=h200', '--price=3.5', f'--json={path}', f'--plot={picture}')
+  assert done.returncode == 0, done.stderr
+  for words in ('Stages on H200', 'Memory at its peak, of 141 GB', 'Timeline', 'Lambda', '--price', 'does not hold', 'Mastery'):
+    assert words in done.stdout
+  result = json.loads(path.read_text())
+  assert [row['batch_size'] for row in result['stages']][:2] == [4 * 8192, 4 * 8192]  # the variant gpu=h200
+  assert result['providers'][-1]['dollars'] == pytest.approx(3.5 * result['total']['seconds'] / 3600, rel=0.05)
+  assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_overrides_stay_when_the_card_is_chosen_and_other_experiments_have_no_claims():
+  fields = ('--config.curriculum.budget_tokens=1_000_000_000', '--config.curriculum.stages[9].batch_size=128')
+  result = json.loads(plan('--config=experiments/ultra.py:gpu=rtx4090', '--gpu=h100', *fields, '--json=-').stdout)
+  assert result['total']['budget_tokens'] == 1_000_000_000
+  assert (result['stages'][9]['batch_size'], result['stages'][8]['batch_size']) == (128, 256)
+  result = json.loads(plan('--config=experiments/baseline_gpt2.py', '--json=-').stdout)
+  assert result['gpu'] == 'H200'
+  assert result['claims'] == []
+  assert 'claimed_tokens_per_second' not in result['providers'][0]
+
+
+def test_the_card_is_that_of_the_variant():
+  assert json.loads(plan('--config=experiments/ultra.py:gpu=a100-80', '--json=-').stdout)['gpu'] == 'A100 80GB'
+  assert json.loads(plan('--config=experiments/ultra.py', '--json=-').stdout)['gpu'] == 'RTX 4090'
+
+
+def test_a_check_against_the_recorded_bench_is_a_record(tmp_path):
+  path = tmp_path / 'check.json'
+  done = plan('--config=experiments/ultra.py', '--gpu=h200', f'--check={RECORD}', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  assert 'speed_error_max' in done.stdout
+  record = json.loads(path.read_text())
+  assert record['what'] == 'plan-check'
+  assert record['hardware'] == 'NVIDIA H200'
+  assert record['figures']['speed_error_max']['value'] < 0.1
+  assert len(record['stages']) == 10
+
+
+def test_a_fit_prints_what_fit_json_holds():
+  done = plan('--config=experiments/ultra.py:gpu=h200', f'--fit={RECORD}')
+  assert done.returncode == 0, done.stderr
+  fit = json.loads(done.stdout)
+  assert fit['record'] == speed.fitted()['record']
+  assert 'fp8' in fit['formats']
+  assert fit['formats']['fp8']['shares']['linears']['compute'] == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'problem'),
+  [
+    (['--gpu=h200'], 'error: --config: missing'),
+    (['--config=experiments/ultra.py', '--gpu=h20'], "error: --gpu: got 'h20', wants one of rtx4090, a100-40"),
+    (['--config=experiments/ultra.py', '--price=-1'], 'error: flag --price=-1'),
+    (['--config=experiments/ultra.py', '--check=README.md'], 'error: --check=README.md: not readable as JSON'),
+    (
+      ['--config=experiments/ultra.py', f'--check={RECORD}'],
+      f'error: --check={RECORD}: measured on NVIDIA H200, the plan is for',
+    ),
+    (
+      ['--config=experiments/ultra.py', '--json=/no/such/plan.json'],
+      'error: --json=/no/such/plan.json: the folder does not exist',
+    ),
+    (
+      ['--config=experiments/ultra.py', '--plot=plan.txt'],
+      'error: --plot=plan.txt: wants a name that ends in .png, .svg or .pdf',
+    ),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, problem):
+  done = plan(*arguments)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith(problem)
+  assert len(done.stderr.strip().splitlines()) == 1
