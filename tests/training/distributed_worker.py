@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
     results = {}
     for engines, pieces in itertools.product((FP32, FP8), (1, 2)):
       spec, stage, state, _, tokens = make(engines)
-      optimizer = build(spec.optimizer, spec.model.parameter_shapes())
+      optimizer = build(spec.optimizer, spec.model)
       size = stage.tokens_per_step // processes.world
       own = tokens[processes.rank * size : (processes.rank + 1) * size + 1]
       if is_fp8(engines):
