@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -159,6 +160,45 @@ def _mark_stages(axes: Axes, colours: Colours, stages: Rows, x: str, end: float)
       )
 
 
+_NAME_SIZE_POINTS = (4.9, 13.0)  # width of a letter at size 9, and a line with the gap to its mark
+_AXES_SIZE_POINTS = (320.0, 165.0)  # about what axis labels leave of the figure
+
+
+def _draw_marks(axes: Axes, colours: Colours, marks: Mapping[str, float]) -> None:
+  """Named horizontal lines over the curves that are drawn already; a name stands where nothing crosses it, if there is room."""
+  (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+  curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.get_lines()]
+  height = _NAME_SIZE_POINTS[1] / _AXES_SIZE_POINTS[1] * (top - bottom)
+  for value in marks.values():
+    axes.axhline(value, color=colours['mark'], linewidth=1, linestyle=(0, (4, 3)))
+
+  def free(x: float, width: float, low: float) -> bool:
+    if any(low < other < low + height for other in marks.values()):
+      return False
+    for curve in curves:
+      inside = curve[(curve[:, 0] >= x - width) & (curve[:, 0] <= x), 1]
+      between = np.interp(np.linspace(x - width, x, 25), curve[:, 0], curve[:, 1], left=np.nan, right=np.nan)
+      if any(((ys > low) & (ys < low + height)).any() for ys in (inside, between)):
+        return False
+    return True
+
+  for name, value in marks.items():
+    width = _NAME_SIZE_POINTS[0] * len(name) / _AXES_SIZE_POINTS[0] * (right - left)
+    edges = np.linspace(right - 0.005 * (right - left), left + width, 20)
+    places = [(x, above) for x in edges for above in (True, False)]
+    x, above = next((p for p in places if free(p[0], width, value if p[1] else value - height)), places[0])
+    axes.annotate(
+      name,
+      (x, value),
+      xytext=(0, 2 if above else -3),
+      textcoords='offset points',
+      ha='right',
+      va='bottom' if above else 'top',
+      fontsize=9,
+      color=colours['mark'],
+    )
+
+
 def curve(
   lines: Rows,
   stages: Rows,
@@ -196,26 +236,15 @@ def curve(
       axes.set_yscale('log')
       axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
       axes.yaxis.set_minor_locator(NullLocator())
-    for name, value in (marks or {}).items():
-      below = value < min(ys, default=value)  # its name must not cross the curve
-      axes.axhline(value, color=colours['mark'], linewidth=1, linestyle=(0, (4, 3)))
-      axes.annotate(
-        name,
-        (0.995, value),
-        xycoords=('axes fraction', 'data'),
-        xytext=(0, -3 if below else 2),
-        textcoords='offset points',
-        ha='right',
-        va='top' if below else 'bottom',
-        fontsize=9,
-        color=colours['mark'],
-      )
+    axes.update_datalim([(0, value) for value in (marks or {}).values()])
     axes.margins(y=0.09)
+    axes.autoscale_view()
     if from_zero:
       axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: write(v)))
     _x_axis(axes, x, end)
     _mark_stages(axes, colours, stages, x, end)
+    _draw_marks(axes, colours, marks or {})
 
   return svg(draw, description)
 
@@ -259,6 +288,6 @@ def curves(runs: Sequence[tuple[str, Rows, Rows]], x: str, y: str, *, points: bo
     if late:
       room = 0.06 * (max(late) - min(late)) or 0.1
       axes.set_ylim(min(late) - room, max(late) + room)
-    _x_axis(axes, x, end)
+    _x_axis(axes, x, 1.01 * end)  # the last point whole
 
   return draw
