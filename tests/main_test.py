@@ -52,7 +52,7 @@ def test_a_run_leaves_what_it_promises(whole):
   training = [line for line in lines if 'loss' in line]
   fields = (
     'step stage seq_len tokens bytes loss bpb_train lr grad_norm tokens_per_second bytes_per_second mfu seconds '
-    'seconds_training skipped_steps'
+    'seconds_training skipped_steps spike_steps'
   )
   assert all(list(line) == fields.split() for line in training)
   assert sorted({line['stage'] for line in training}) == list(range(1, 11))

@@ -1,5 +1,10 @@
 """Trains an experiment: python -m yxanul.main --config=experiments/NAME.py[:key=value,...] --workdir=runs/NAME."""
 
+from yxanul.training import stop
+
+if __name__ == '__main__':
+  stop.listen()  # first of all: whoever presses Ctrl-C while the imports take their second wants no traceback
+
 import dataclasses
 import json
 from pathlib import Path

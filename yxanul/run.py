@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 
-from yxanul.config import cli
-from yxanul.config.convert import differing_fields, to_dict
+from yxanul.config.convert import deciding, differing_fields, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec, PrecisionSpec
+from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
+from yxanul.data.prepare_journal import write_atomically
 from yxanul.inference.compression import xz_marks
 from yxanul.inference.sample import write_samples
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines, detect
@@ -49,27 +49,71 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   capabilities = detect()
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
-  with stop_request() as stop, Display(stage_rows(spec), curriculum.total_tokens) as display:
+  training = spec.training
+  unwritten: list[str] = []
+  with (
+    stop_request(training.stop_within_seconds, training.preemption_file) as stop,
+    Display(stage_rows(spec), curriculum.total_tokens) as display,
+  ):
     try:
-      prepared = _prepare(spec, workdir, display, stop)
+      with _begun(spec, workdir):
+        prepared = _prepare(spec, workdir, display, stop)
     except Stopped:
-      display.message(f'{stop.signal_name}: stopped while preparing the text; the same command goes on from here')
-      return cli.EXIT_AGAIN
+      display.message(f'{stop.name}: stopped while preparing the text; the same command goes on from here')
+      return EXIT_AGAIN
     for line in (*filter(None, (spec.note,)), *engines.notes):
       display.message(line)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(workdir / 'config.json', to_dict(spec))
-    checkpoints = Checkpoints(workdir / 'checkpoints', spec.training.checkpoints_kept)
+    checkpoints = Checkpoints(
+      workdir / 'checkpoints',
+      training.checkpoints_kept,
+      keep_every_seconds=training.checkpoint_keep_every_seconds,
+      config=to_dict(spec),
+      command=training.checkpoint_command,
+      tell=display.message,
+    )
+    stop.standing = checkpoints.standing
     try:
-      result = _train(spec, workdir, curriculum, capabilities, engines, device, prepared, checkpoints, display, stop, started)
-    except Stopped:
-      display.message(f'{stop.signal_name}: stopped, everything is saved; the same command goes on from here')
-      return cli.EXIT_AGAIN
+      result = _train(
+        spec, workdir, curriculum, capabilities, engines, device, prepared, checkpoints, display, stop, started, unwritten
+      )
+      for line in _closing_lines(spec, result, workdir):
+        display.message(line)
+    except Stopped as stopped:
+      display.message(f'{stop.name}: stopped, {stopped}; the same command goes on from here')
+      return EXIT_AGAIN
     finally:
+      stop.doing = 'copying the last checkpoint'
       checkpoints.close()
-    for line in _closing_lines(spec, result, workdir):
-      display.message(line)
-  return 0
+  return EXIT_UNSAVED if unwritten or checkpoints.failed else 0
+
+
+@contextlib.contextmanager
+def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
+  """`config.json` stands before anything else does; settings that turn out wrong leave no workdir that was not there."""
+  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  path = workdir / 'config.json'
+  is_new = not path.exists()
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, _json(to_dict(spec)))
+  try:
+    yield
+  except (ValueError, OSError):
+    if is_new:
+      path.unlink()
+      with contextlib.suppress(OSError):  # what is not empty stays
+        for folder in made:
+          folder.rmdir()
+    raise
+
+
+@contextlib.contextmanager
+def _told(path: Path, display: Display, unwritten: list[str]) -> Iterator[None]:
+  """A result that cannot be written costs that result, not the run."""
+  try:
+    yield
+  except OSError as error:
+    unwritten.append(path.name)
+    display.message(f'cannot write {path}: {error.strerror}; the same command writes it when it can')
 
 
 def dry_run(spec: ExperimentSpec) -> None:
@@ -108,7 +152,13 @@ def _train(
   display: Display,
   stop: StopRequest,
   started: float,
+  unwritten: list[str],
 ) -> dict[str, Any]:
+  def tell(line: str) -> None:
+    stop.check()
+    display.message(line)
+
+  stop.check('making the steps')
   trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
   restored = checkpoints.restore(trainer.state)
   progress = Progress()
@@ -118,12 +168,13 @@ def _train(
     trainer.choose(host['choices'])
     for line in [*notes, f'going on from the checkpoint of step {progress.step}']:
       display.message(line)
-  trainer.warm(progress.tokens, calibrate_first=not restored, tell=display.message)
+  trainer.warm(progress.tokens, calibrate_first=not restored, tell=tell)
   resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
 
-  with contextlib.closing(Logs(spec, workdir, progress.step)) as log:
+  log = Logs(spec, workdir, progress.step, display.message)
+  try:
     state = train(
       Run(
         spec=spec,
@@ -142,14 +193,33 @@ def _train(
       trainer.state,
       progress,
     )
-  if restored and progress.step == resumed_from and (workdir / 'result.json').exists():
-    write_report(workdir)  # the run was over before: what it left stays as it is
-    return json.loads((workdir / 'result.json').read_text())
-  write_samples(workdir / 'samples.txt', state, spec, plain_numerics(spec, trainer.engines), prepared.tokenizer)
-  result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
-  _write_json(workdir / 'result.json', result)
-  write_report(workdir)
+  finally:
+    with _told(workdir / 'metrics.jsonl', display, unwritten):
+      log.close()
+  report, path = workdir / 'report.html', workdir / 'result.json'
+  if restored and progress.step == resumed_from and (before := _read_result(path)):
+    result = before  # the run was over then: what it left stays as it is
+  else:
+    stop.check('sampling')
+    with _told(workdir / 'samples.txt', display, unwritten):
+      write_samples(workdir / 'samples.txt', state, spec, plain_numerics(spec, trainer.engines), prepared.tokenizer)
+    stop.check('writing the results')
+    result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
+    with _told(path, display, unwritten):
+      write_atomically(path, _json(result))
+  stop.check('writing the report')
+  with _told(report, display, unwritten):
+    write_report(workdir)
   return result
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+  """None where there is none that could be read: it is made again."""
+  try:
+    result = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, ValueError):
+    return None
+  return result if isinstance(result, dict) and 'val_bpb' in result else None
 
 
 def _matmul_format(precision: PrecisionSpec) -> str:
@@ -160,10 +230,12 @@ def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
   path = workdir / 'config.json'
   if path.exists():
     try:
-      before = json.loads(path.read_text())
+      before = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
       raise ValueError(f'{path}: not readable as JSON ({error})') from None
-    differing = differing_fields(before, to_dict(spec))
+    if not isinstance(before, dict):
+      raise ValueError(f'{path}: got {type(before).__name__}, wants the configuration of a run')
+    differing = differing_fields(deciding(before), deciding(to_dict(spec)))
     if differing:
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; config.{"; config.".join(differing)}')
   elif workdir.exists() and not workdir.is_dir():
@@ -179,13 +251,13 @@ def _prepare(spec: ExperimentSpec, workdir: Path, display: Display, stop: StopRe
   told: dict[str, float] = {}
 
   def tell(phase: str, done: float, total: float | None) -> None:
-    if stop:
-      raise Stopped
+    stop.check()
     now = time.perf_counter()
     if now - told.get(phase, -10.0) >= 10.0:
       told[phase] = now
       display.message(f'{phase}: {done / total:.0%}' if total else f'{phase}: {done / 1e6:,.1f} MB')
 
+  stop.doing = 'preparing the text'
   folder = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
   return preparation.prepare(spec.data, folder, tell)
 
@@ -203,6 +275,9 @@ def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, e
     'seconds_training': progress.seconds_training,
     'tokens_per_second': progress.tokens / progress.seconds_training,
     'skipped_steps': progress.skipped_steps,
+    'spike_steps': progress.spike_steps,
+    'rollbacks': progress.rollbacks,
+    'tokens_rolled_back': progress.tokens_rolled_back,
     'stages': len(curriculum.stages),
     'engines': engines,
     'resumed_from': resumed_from,
@@ -227,7 +302,5 @@ def _closing_lines(spec: ExperimentSpec, result: dict[str, Any], workdir: Path) 
   yield f'report: {workdir / "report.html"}'
 
 
-def _write_json(path: Path, value: Any) -> None:
-  beside = path.with_suffix('.json.tmp')
-  beside.write_text(json.dumps(value, indent=1) + '\n')
-  os.replace(beside, path)
+def _json(value: Any) -> str:
+  return json.dumps(value, indent=1) + '\n'

@@ -62,6 +62,6 @@ def test_a_request_to_stop_ends_an_evaluation(prepared):
   spec = tiny.spec()
   text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes))
   stop = StopRequest()
-  stop.signal_name = 'SIGTERM'
+  stop.name = 'SIGTERM'
   validation = Validation(spec, prepared.validation, ENGINES, text, torch.device('cpu'), stop)
   assert validation(transformer.init(spec.model, torch.Generator().manual_seed(0)), {}, 16) is None

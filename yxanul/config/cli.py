@@ -16,10 +16,8 @@ from ml_collections.config_flags import config_path
 from yxanul.config import convert, registry
 from yxanul.config.checks import FieldError, unknown_field
 from yxanul.config.spec import ExperimentSpec
+from yxanul.config.status import EXIT_USAGE
 from yxanul.config.variants import UnknownVariant
-
-EXIT_USAGE = 2  # the user's mistake: nothing was done
-EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment: experiments/NAME.py[:key=value,...]; any field as --config.a.b=value.', lock_config=True

@@ -87,6 +87,19 @@ def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
   return [] if a == b else [(field, a, b)]
 
 
+# How a run is looked after; the rest decides what it computes.
+_FREE = ('checkpoint_every_seconds', 'checkpoints_kept', 'checkpoint_keep_every_seconds', 'checkpoint_command')
+_FREE += ('preemption_file', 'stop_within_seconds')
+
+
+def deciding(config: Any) -> Any:
+  """A configuration as nested dicts without the fields of `training` that may change between two sessions of one run."""
+  training = config.get('training') if isinstance(config, Mapping) else None
+  if not isinstance(training, Mapping):
+    return config
+  return {**config, 'training': {name: value for name, value in training.items() if name not in _FREE}}
+
+
 def differing_fields(a: Any, b: Any) -> list[str]:
   """Names of the fields, with both values, in which two nested dicts differ: 'model.d_model: 768 -> 512'."""
   return [f'{field}: {x!r} -> {y!r}' for field, x, y in differences(a, b)]

@@ -12,6 +12,7 @@ Sizes carry their unit in the name (`_tokens`, `_steps`, `_bytes`, `_seconds`); 
 
 import dataclasses
 import re
+import shlex
 
 from yxanul.config.checks import FieldError, one_of, require
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
@@ -227,6 +228,14 @@ class OptimizerSpec:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
+def _is_words(command: str) -> bool:
+  try:
+    shlex.split(command)
+  except ValueError:
+    return False
+  return True
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingSpec:
   """How the one loop runs."""
@@ -236,7 +245,11 @@ class TrainingSpec:
   threads: int = 0  # CPU threads for torch; 0: as torch chooses
   log_every_steps: int = 10
   checkpoint_every_seconds: float = 600.0
-  checkpoints_kept: int = 2
+  checkpoints_kept: int = 2  # the newest; the disk needs room for one more
+  checkpoint_keep_every_seconds: float = 0.0  # besides them, keep one in every such time for good; 0: none
+  checkpoint_command: str = ''  # a program started with the path of each checkpoint behind it, to copy it elsewhere
+  preemption_file: str = ''  # its appearance means the same as SIGTERM: the machine is about to be taken away
+  stop_within_seconds: float = 10.0  # from a request to stop to the end, whether or not something could be saved
   recompute: str = 'none'  # none | blocks: keep only each block's input for the backward pass, and run the block again there
   loggers: tuple[str, ...] = ()  # tensorboard, wandb: beside metrics.jsonl
   gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
@@ -256,6 +269,14 @@ class TrainingSpec:
       'at least 0 seconds',
     )
     require(self.checkpoints_kept >= 2, 'training.checkpoints_kept', self.checkpoints_kept, 'at least 2')
+    require(
+      self.checkpoint_keep_every_seconds >= 0,
+      'training.checkpoint_keep_every_seconds',
+      self.checkpoint_keep_every_seconds,
+      'at least 0 seconds',
+    )
+    require(self.stop_within_seconds >= 1, 'training.stop_within_seconds', self.stop_within_seconds, 'at least 1 second')
+    require(_is_words(self.checkpoint_command), 'training.checkpoint_command', self.checkpoint_command, 'closed quotes')
     require(self.threads >= 0, 'training.threads', self.threads, 'at least 0')
     require(self.gpu_memory_gb >= 0, 'training.gpu_memory_gb', self.gpu_memory_gb, 'at least 0')
     require(

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ def require_loggers(names: tuple[str, ...]) -> None:
 class Logs:
   """`metrics.jsonl` and what is beside it, behind one `write`."""
 
-  def __init__(self, spec: ExperimentSpec, workdir: Path, after_step: int):
+  def __init__(self, spec: ExperimentSpec, workdir: Path, after_step: int, tell: Callable[[str], None] = print):
     """Opens them all to go on after `after_step` (0: from the start)."""
     require_loggers(spec.training.loggers)
-    lines = MetricsLog(workdir / 'metrics.jsonl', after_step)
+    lines = MetricsLog(workdir / 'metrics.jsonl', after_step, tell)
     self._writers = [lines]
     if 'tensorboard' in spec.training.loggers:
       self._writers.append(_TensorBoard(spec, workdir, after_step))

@@ -21,6 +21,8 @@ from yxanul.training.metrics import MetricsQueue, bits_per_byte
 from yxanul.training.state import TrainState
 from yxanul.training.stop import Stopped, StopRequest
 
+_RETRY_SECONDS = 60.0  # after a checkpoint could not be saved
+
 
 @dataclasses.dataclass
 class Progress:
@@ -30,6 +32,10 @@ class Progress:
   tokens: int = 0
   bytes: int = 0
   skipped_steps: int = 0
+  spike_steps: int = 0  # of them, for a spike of the loss
+  skipped_in_row: int = 0  # up to now
+  rollbacks: int = 0
+  tokens_rolled_back: int = 0  # consumed by steps that a rollback undid
   seconds: float = 0.0  # wall clock from the start of preparing to now, over all sessions up to what they saved
   seconds_training: float = 0.0  # of it, training steps
   evaluated_step: int = -1
@@ -88,7 +94,7 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
   """Trains from `progress` to the end of the curriculum.
 
   Raises:
-    Stopped: on request, when everything is saved.
+    Stopped: on request, with what stands on disk in words.
   """
   return _Loop(run, progress).train(state)
 
@@ -99,14 +105,18 @@ class _Loop:
     self.progress = progress
     self.clocks = Clocks(progress)
     self.queue = MetricsQueue(run.device)
-    self.saved_at = time.perf_counter()
+    self.attempted_at = time.perf_counter()  # to save
+    self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
 
   def train(self, state: TrainState) -> TrainState:
     run, progress = self.run, self.progress
     if progress.step:
       self._boundary(state)  # a run that was stopped inside an evaluation owes it
+    else:
+      self.save(state)  # a rollback has somewhere to go, and a disk that takes no checkpoint is told at once
     budget, total = run.spec.curriculum.budget_tokens, run.curriculum.total_tokens
     if progress.tokens < total:
+      run.stop.doing = 'training'
       self.clocks.training = True
       for tokens in run.batches(progress.tokens):
         stage = run.curriculum.lookup(progress.tokens)
@@ -119,7 +129,7 @@ class _Loop:
         self.queue.put(metrics, _Step(progress.step, stage, after, rate, progress.seconds, progress.seconds_training))
         while len(self.queue) > 1:
           self._absorb()
-        if run.stop or self._evaluation_due() or self._save_due():
+        if run.stop or self._evaluation_due() or self._save_due() or self._rollback_due():
           self._boundary(state)
         if after >= total:
           break
@@ -133,7 +143,13 @@ class _Loop:
     progress.interval.append(values)
     progress.interval_tokens += step.stage.spec.tokens_per_step
     progress.bytes += int(values[2])
-    progress.skipped_steps += int(values[4])
+    skipped, spike = int(values[4]), int(values[5])
+    progress.skipped_steps += skipped
+    progress.spike_steps += spike
+    progress.skipped_in_row = progress.skipped_in_row + 1 if skipped else 0
+    if skipped:
+      why = 'is a spike' if spike else 'or its gradient is not finite'
+      self.run.display.message(f'step {step.number} is skipped: its loss {values[0]:.4f} {why}')
     ends_stage = step.number == step.stage.start_step + step.stage.n_steps
     if step.number % self.run.spec.training.log_every_steps == 0 or ends_stage:
       self._log(step)
@@ -160,6 +176,7 @@ class _Loop:
       'seconds': step.seconds,
       'seconds_training': step.seconds_training,
       'skipped_steps': progress.skipped_steps,
+      'spike_steps': progress.spike_steps,
     }
     progress.interval, progress.interval_tokens, progress.interval_start_seconds = [], 0, step.seconds_training
     self.run.log.write(record)
@@ -174,17 +191,69 @@ class _Loop:
     self.clocks.training = False
 
   def _boundary(self, state: TrainState) -> None:
-    """Lets the device finish, then evaluates, saves and stops, each if it is due."""
+    """Lets the device finish, then rolls back, evaluates, saves and stops, each if it is due."""
+    run = self.run
     self._drain()
-    if self._evaluation_due() and not self.run.stop:
+    if self._rollback_due():
+      self._rollback(state)
+    if self._evaluation_due() and not run.stop:
+      run.stop.doing = 'evaluating'
       self._evaluate(state)
-    if self.run.stop or self._save_due():
+    if self._save_due() or (run.stop and not self.progress.skipped_in_row):
       self.save(state)
-    if self.run.stop:
-      self.run.checkpoints.wait()
-      raise Stopped
+    if run.stop:
+      run.stop.doing = 'saving'
+      run.checkpoints.wait()
+      saved = self.progress.step in run.checkpoints.steps()
+      raise Stopped('everything is saved' if saved else run.checkpoints.standing())
+    run.stop.doing = 'training'
     self.clocks.tick()
     self.clocks.training = True
+
+  def _rollback_due(self) -> bool:
+    return self.progress.skipped_in_row >= self.run.spec.training.rollback_after_skips
+
+  def _rollback(self, state: TrainState) -> None:
+    """Takes back the last checkpoint's weights, and goes on from the text that comes next.
+
+    Step, position and learning rate stay where they are: what was read since that checkpoint, and did the harm or stood
+    beside it, is not read again. When as many steps in a row are skipped again before there is a new checkpoint, the next
+    rollback goes to the one before.
+    """
+    run, progress = self.run, self.progress
+    step, position = state.step.clone(), state.data_state.clone()
+    restored = run.checkpoints.restore(state, before=self.rolled_back_to)
+    if restored is None:
+      raise ValueError(
+        f'step {progress.step}: {progress.skipped_in_row} steps in a row were skipped, and there is no earlier checkpoint to '
+        'go back to; a lower config.optimizer.peak_lr may help'
+      )
+    then, notes = restored[0]['progress'], restored[1]
+    state.step.copy_(step)
+    state.data_state.copy_(position)
+    for leaf in state.loss_state.values():
+      leaf.zero_()  # what a loss is like has to be learned anew, or a lasting change would be skipped for ever
+    self.rolled_back_to = then['step']
+    undone = progress.tokens - then['tokens']
+    progress.rollbacks += 1
+    progress.tokens_rolled_back += undone
+    for line in notes:
+      run.display.message(line)
+    run.display.message(
+      f'step {progress.step}: {progress.skipped_in_row} steps in a row were skipped; back to the weights of step '
+      f'{then["step"]}, and past the {undone:,} tokens since'
+    )
+    run.log.write(
+      {
+        'step': progress.step,
+        'stage': run.curriculum.lookup(progress.tokens - 1).number,
+        'tokens': progress.tokens,
+        'event': 'rollback',
+        'to_step': then['step'],
+        'tokens_rolled_back': undone,
+      }
+    )
+    progress.skipped_in_row = 0
 
   def _evaluation_due(self) -> bool:
     """After the last step of a stage, and whenever another `every_share` of the budget is consumed."""
@@ -219,10 +288,16 @@ class _Loop:
     self.run.display.evaluation(record)
 
   def _save_due(self) -> bool:
-    last = self.progress.tokens >= self.run.curriculum.total_tokens
-    return last or time.perf_counter() - self.saved_at >= self.run.spec.training.checkpoint_every_seconds
+    """From time to time, and at the end; not while steps are being skipped, so that every checkpoint is a good one."""
+    if self.progress.tokens >= self.run.curriculum.total_tokens:
+      return True
+    every = self.run.spec.training.checkpoint_every_seconds
+    if self.run.checkpoints.failed:
+      every = min(every, _RETRY_SECONDS)
+    return time.perf_counter() - self.attempted_at >= every and not self.progress.skipped_in_row
 
   def save(self, state: TrainState) -> None:
     self.clocks.tick()
     self.run.checkpoints.save(state, {**self.run.host, 'progress': dataclasses.asdict(self.progress)})
-    self.saved_at = time.perf_counter()
+    self.attempted_at = time.perf_counter()
+    self.rolled_back_to = None

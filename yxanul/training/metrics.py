@@ -1,9 +1,11 @@
 """Metrics on their way from the device to `metrics.jsonl`: read one step late, never waited for by the step itself."""
 
+import errno
 import json
 import math
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class MetricsQueue:
 
 
 def line_kind(record: dict[str, Any]) -> str:
-  return 'held_out' if 'val_bpb' in record else 'training'
+  return 'event' if 'event' in record else 'held_out' if 'val_bpb' in record else 'training'
 
 
 class MetricsLog:
@@ -67,7 +69,7 @@ class MetricsLog:
   `written_before` has step and kind of every line that earlier sessions wrote, dropped ones too.
   """
 
-  def __init__(self, path: Path, after_step: int):
+  def __init__(self, path: Path, after_step: int, tell: Callable[[str], None] = print):
     kept, written = [], set()
     if path.exists():
       for line in path.read_text().splitlines():
@@ -82,16 +84,35 @@ class MetricsLog:
     fresh = path.with_suffix('.jsonl.tmp')
     fresh.write_text(''.join(line + '\n' for line in kept))
     os.replace(fresh, path)
-    self._file = path.open('a')
-    self.path = path
+    self._file = path.open('ab', buffering=0)  # a buffer would hide what a full disk did not take
+    self._size = self._file.tell()  # of the lines that are whole
+    self._waiting = b''
+    self.path, self._tell = path, tell
     self.written_before = frozenset(written)
 
   def write(self, record: dict[str, Any]) -> None:
-    self._file.write(json.dumps(_finite(record)) + '\n')
-    self._file.flush()
+    """Adds a line. One that the disk does not take waits, and is written with the next."""
+    fails = bool(self._waiting)
+    self._waiting += json.dumps(_finite(record)).encode() + b'\n'
+    try:
+      self._flush()
+    except OSError as error:
+      if not fails:
+        self._tell(f'cannot write {self.path}: {error.strerror}; its lines wait for room')
+
+  def _flush(self) -> None:
+    written = self._file.write(self._waiting)
+    if written < len(self._waiting):  # a full disk takes what fits: not half a line
+      os.ftruncate(self._file.fileno(), self._size)
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    self._size += written
+    self._waiting = b''
 
   def close(self) -> None:
-    self._file.close()
+    """Raises OSError when lines are left that the disk does not take."""
+    with self._file:
+      if self._waiting:
+        self._flush()
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
