@@ -21,9 +21,11 @@ def test_the_yardsticks():
 def test_the_queue_gives_back_in_order_with_its_context():
   queue = MetricsQueue(torch.device('cpu'))
   for i in range(3):
-    queue.put(StepMetrics(*(torch.tensor(float(10 * i + j), dtype=torch.float64) for j in range(6))), f'step {i}')
+    queue.put(
+      StepMetrics(*(torch.tensor(float(10 * i + j), dtype=torch.float64) for j in range(len(StepMetrics._fields)))), f'step {i}'
+    )
   assert len(queue) == 3
-  assert queue.get() == ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 'step 0')
+  assert queue.get() == ([float(j) for j in range(len(StepMetrics._fields))], 'step 0')
   assert queue.get()[1] == 'step 1'
 
 
