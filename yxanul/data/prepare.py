@@ -76,6 +76,16 @@ def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) 
         path.rmdir()
 
 
+def is_prepared(spec: DataSpec, directory: Path | str) -> bool:
+  """Whether `prepare` would find everything there.
+
+  Raises:
+    ValueError: the directory holds something prepared with other settings.
+  """
+  saved = _saved(spec, Path(directory))
+  return saved is not None and saved['done']
+
+
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
   """One process at a time prepares in a directory; a lock ends with its process, however that ends."""

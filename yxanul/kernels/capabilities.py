@@ -7,6 +7,8 @@ tested without the card. A wish that cannot be met gives the next engine and one
 import dataclasses
 import importlib
 import importlib.metadata
+import shutil
+import subprocess
 
 import torch
 
@@ -17,6 +19,13 @@ _LIBRARIES = {
   'transformer_engine': ('transformer_engine.pytorch', 'transformer-engine'),
   'triton': ('triton', 'triton'),
   'flash_attn': ('flash_attn', 'flash-attn'),
+}
+# What pip is told where one is missing. Both are compiled against the torch that is there, which isolated builds do not see.
+INSTALL = {
+  'torch for CUDA': "pip install 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu130",
+  'transformer_engine': "pip install --no-build-isolation 'transformer-engine[pytorch]>=2.9'",
+  'triton': 'pip install triton',
+  'flash_attn': "pip install --no-build-isolation 'flash-attn>=2.7'",
 }
 LINEAR_ENGINES = ('te', 'torch', 'reference', 'bf16', 'fp32')
 
@@ -52,6 +61,7 @@ def detect() -> Capabilities:
   if not torch.cuda.is_available():
     missing = [(library, 'needs a GPU') for library in _LIBRARIES]
     return Capabilities('cpu', 'CPU', versions=tuple(versions), missing=tuple(missing))
+  versions += [('cuda', str(torch.version.cuda)), ('cudnn', str(torch.backends.cudnn.version()))]
   for library, (module, distribution) in _LIBRARIES.items():
     try:
       importlib.import_module(module)
@@ -68,6 +78,17 @@ def detect() -> Capabilities:
     versions=tuple(versions),
     missing=tuple(missing),
   )
+
+
+def driver() -> dict[str, str] | None:
+  """The first NVIDIA card and its driver, as nvidia-smi tells them whatever torch can use; None where it tells nothing."""
+  if shutil.which('nvidia-smi') is None:
+    return None
+  query = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total', '--format=csv,noheader']
+  told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
+  if told.returncode or not told.stdout.strip():
+    return None
+  return dict(zip(('name', 'driver', 'memory'), map(str.strip, told.stdout.splitlines()[0].split(',')), strict=True))
 
 
 def choose_engines(capabilities: Capabilities, precision: PrecisionSpec, head_width: int = 128) -> Engines:

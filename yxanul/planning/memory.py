@@ -201,3 +201,9 @@ def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices:
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
   """All of `step_memory`."""
   return step_memory(spec, stage, parts, devices).total_bytes
+
+
+def checkpoint_bytes(spec: ExperimentSpec) -> int:
+  """Bytes of one checkpoint at most (they are compressed): weights, two moments, and FP8's amaxes."""
+  amaxes = 12 * spec.model.n_layers * (spec.precision.fp8_amax_history_steps + 1) if spec.precision.matmul == 'fp8' else 0
+  return 12 * spec.model.parameter_count() + 4 * amaxes
