@@ -168,7 +168,9 @@ def _train(
     trainer.choose(host['choices'])
     for line in [*notes, f'going on from the checkpoint of step {progress.step}']:
       display.message(line)
+  warming = time.perf_counter()
   trainer.warm(progress.tokens, calibrate_first=not restored, tell=tell)
+  progress.seconds_warming += time.perf_counter() - warming
   resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
@@ -273,6 +275,7 @@ def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, e
     'bytes': progress.bytes,
     'seconds': progress.seconds,
     'seconds_training': progress.seconds_training,
+    'seconds_warming': progress.seconds_warming,
     'tokens_per_second': progress.tokens / progress.seconds_training,
     'skipped_steps': progress.skipped_steps,
     'spike_steps': progress.spike_steps,

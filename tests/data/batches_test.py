@@ -168,6 +168,13 @@ def test_evaluation_scores_every_token_of_whole_documents_once(data, max_tokens,
   assert sources == [('even', 'odd')[i % 2] for i in documents for _ in data.document(i)]
 
 
+def test_evaluation_limited_in_bytes_does_not_depend_on_tokens(data):
+  limit = int(data.byte_counts[:4].sum()) + 1
+  evaluation = batches.evaluation_batches(data, seq_len=16, batch_size=3, max_tokens=10**9, max_bytes=limit)
+  assert (evaluation.n_documents, evaluation.n_bytes) == (4, limit - 1)
+  assert batches.evaluation_batches(data, 16, 3, max_tokens=1, max_bytes=limit).n_documents == 1
+
+
 @pytest.mark.parametrize('stride', [16, 5])
 def test_evaluation_rows_are_stretches_of_the_stream(data, stride):
   evaluation = batches.evaluation_batches(data, seq_len=16, batch_size=3, max_tokens=200, stride=stride)

@@ -6,7 +6,7 @@ defines `--config`.
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from absl import app, flags, logging
@@ -98,6 +98,50 @@ def spec_of_variant(key: str, value: str) -> ExperimentSpec:
   for field, override in flags.FLAGS['config'].override_values.items():
     config_path.set_value(field, config, override)
   return convert.from_config(config)
+
+
+def spec_beside(experiment: str) -> ExperimentSpec:
+  """Another experiment, 'PATH' or 'PATH:variant', under the same flags: the variant's keys that it knows, and every override.
+
+  Raises:
+    ValueError: the experiment does not exist or does not take an override; one line that names it.
+  """
+  spec()
+  path, _, own = experiment.partition(':')
+  _, _, arg = flags.FLAGS['config'].config_filename.partition(':')
+  items = [item for item in arg.split(',') if item and _knows(path, item)]
+  config = registry.load(f'{path}:{",".join([*items, *filter(None, own.split(","))])}')
+  for field, value in flags.FLAGS['config'].override_values.items():
+    try:
+      _check_field(config, field)
+    except ValueError as error:
+      raise ValueError(f'{path}: does not take --config.{field}; {error}') from None
+    config_path.set_value(field, config, value)
+  return convert.from_config(config)
+
+
+def _knows(path: str, item: str) -> bool:
+  try:
+    registry.load(f'{path}:{item}')
+  except UnknownVariant:
+    return False
+  return True
+
+
+def override(config: ConfigDict, assignments: Iterable[str]) -> None:
+  """Sets fields as the command line does, each from a text 'a.b[0].c=value'.
+
+  Raises:
+    ValueError: a field does not exist, or the value is of another type.
+  """
+  for assignment in assignments:
+    field, _, text = assignment.partition('=')
+    kind = type(_check_field(config, field))
+    try:
+      value = {'true': True, 'false': False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+      raise FieldError(field, text, _WANTS.get(kind, f'a value of type {kind.__name__}')) from None
+    config_path.set_value(field, config, value)
 
 
 def _fail(error: BaseException) -> None:

@@ -296,11 +296,13 @@ class EvaluationSpec:
   batch_size: int = 16
   every_share: float = 0.05  # of the token budget, besides the end of each stage
   max_tokens: int = 10_000_000  # of the held-out text, from its start
+  max_bytes: int = 0  # of its text besides: the same documents whatever the tokenizer; 0: no such limit
   xz_mark: bool = False  # also tell what `xz -9e` needs for the held-out text (small corpora only: it holds both texts)
 
   def __post_init__(self):
     for name in ('seq_len', 'batch_size', 'max_tokens'):
       require(getattr(self, name) >= 1, f'evaluation.{name}', getattr(self, name), 'at least 1')
+    require(self.max_bytes >= 0, 'evaluation.max_bytes', self.max_bytes, 'a positive number of bytes, or 0 for no limit')
     require(0 < self.every_share <= 1, 'evaluation.every_share', self.every_share, 'more than 0 and at most 1')
 
 

@@ -225,19 +225,30 @@ class EvaluationBatch(NamedTuple):
 
 
 class Evaluation:
-  """Documents in their order, whole, as many as fit in `max_tokens` and at least one, as batches.
+  """Documents in their order, whole, as many as fit in `max_tokens` and `max_bytes` and at least one, as batches.
 
   Bits per byte: the losses (in bits) of the targets that `mask` has, over `n_bytes`. A document's first token is scored
   from the end-of-text token before it; the end-of-text token's own loss is left out.
   """
 
-  def __init__(self, documents: Documents, seq_len: int, batch_size: int, max_tokens: int, stride: int | None = None):
+  def __init__(
+    self,
+    documents: Documents,
+    seq_len: int,
+    batch_size: int,
+    max_tokens: int,
+    stride: int | None = None,
+    max_bytes: int | None = None,
+  ):
     self.documents = documents
     self.seq_len = seq_len
     self.batch_size = batch_size
     self.stride = stride or seq_len
     ends_D = np.cumsum(documents.lengths)
-    self.n_documents = max(1, int(np.searchsorted(ends_D, max_tokens, side='right')))
+    fitting = np.searchsorted(ends_D, max_tokens, side='right')
+    if max_bytes is not None:
+      fitting = min(fitting, np.searchsorted(np.cumsum(documents.byte_counts), max_bytes, side='right'))
+    self.n_documents = max(1, int(fitting))
     self.n_tokens = int(ends_D[self.n_documents - 1])
     bytes_D = documents.byte_counts[: self.n_documents]
     self.n_bytes = int(bytes_D.sum())
@@ -279,7 +290,12 @@ class Evaluation:
 
 
 def evaluation_batches(
-  documents: Documents, seq_len: int, batch_size: int, max_tokens: int, stride: int | None = None
+  documents: Documents,
+  seq_len: int,
+  batch_size: int,
+  max_tokens: int,
+  stride: int | None = None,
+  max_bytes: int | None = None,
 ) -> Evaluation:
   """The text to score: iterate it for batches; it knows the exact bytes that they cover.
 
@@ -287,6 +303,7 @@ def evaluation_batches(
     documents: shards, or anything that has their arrays.
     stride: tokens between the starts of two rows, at most `seq_len` (which is the default: rows side by side). A smaller
       one gives every target but the first row's a context of at least `seq_len - stride` tokens, and counts it once.
+    max_bytes: of the documents' text: a limit that leaves the same documents whatever the tokenizer.
   """
   assert stride is None or 1 <= stride <= seq_len
-  return Evaluation(documents, seq_len, batch_size, max_tokens, stride)
+  return Evaluation(documents, seq_len, batch_size, max_tokens, stride, max_bytes)

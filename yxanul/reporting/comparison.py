@@ -179,7 +179,7 @@ def _known(lines: Sequence[Line], key: str) -> list[float]:
   return [line[key] for line in lines if line[key] is not None]
 
 
-def _evaluations(run: RunFiles) -> list[Line]:
+def evaluations(run: RunFiles) -> list[Line]:
   """Evaluation lines with the bytes of text that were trained on by then, from the training lines around them."""
   if not run.training:
     return []
@@ -203,7 +203,7 @@ def _plots(runs: Sequence[RunFiles], names: Sequence[str], which, folder: Path) 
   found = []
   for picture, title, y, x in which:
     if y == 'val_bpb':
-      draw = plots.curves([(name, _evaluations(run), ()) for name, run in zip(names, runs, strict=True)], x, y, points=True)
+      draw = plots.curves([(name, evaluations(run), ()) for name, run in zip(names, runs, strict=True)], x, y, points=True)
     else:
       draw = plots.curves(
         [(name, _smoothed(run.training, y), run.training) for name, run in zip(names, runs, strict=True)], x, y

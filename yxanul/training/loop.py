@@ -38,6 +38,7 @@ class Progress:
   tokens_rolled_back: int = 0  # consumed by steps that a rollback undid
   seconds: float = 0.0  # wall clock from the start of preparing to now, over all sessions up to what they saved
   seconds_training: float = 0.0  # of it, training steps
+  seconds_warming: float = 0.0  # of it, compiling, tuning and capturing before the first step of each session
   evaluated_step: int = -1
   val_bpb: float | None = None
   interval: list[list[float]] = dataclasses.field(default_factory=list)  # metrics since the last log line

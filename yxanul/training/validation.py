@@ -36,7 +36,7 @@ class Validation:
     evaluation = self._spec.evaluation
     # Shorter rows, more of them: a batch always holds the same number of tokens.
     rows = max(1, evaluation.batch_size * evaluation.seq_len // seq_len)
-    batches = evaluation_batches(self._shards, seq_len, rows, evaluation.max_tokens)
+    batches = evaluation_batches(self._shards, seq_len, rows, evaluation.max_tokens, max_bytes=evaluation.max_bytes or None)
     step = make_eval_step(self._spec, self._engines, self._text)
     nats = torch.zeros((), dtype=torch.float64, device=self._device)
     counted = 0
