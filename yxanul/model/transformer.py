@@ -88,7 +88,8 @@ def hidden(
       x_BTD, delta_BTD = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
     else:
       x_BTD, delta_BTD = run(*arguments)
-  return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
+  final = {name: p for name, p in params.items() if name.startswith('final_norm')}
+  return (_compiled_final_norm if numerics.compiled else final_norm)(x_BTD, delta_BTD, final, spec)
 
 
 def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype, positions_BT: Tensor | None = None) -> Tensor:
@@ -120,8 +121,13 @@ def sublayers(x_BTD, delta_BTD, p, linears, attend: Callable[[Tensor], Tensor]) 
   return x_BTD, delta_BTD
 
 
+def final_norm(x_BTD: Tensor, delta_BTD: Tensor, params: Params, spec: ModelSpec) -> Tensor:
+  return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
+
+
 # Shapes are static within a stage: each stage compiles its own.
 _compiled_block = torch.compile(block, dynamic=False)
+_compiled_final_norm = torch.compile(final_norm, dynamic=False)
 
 
 def head_input(params: Params, x_BTD: Tensor, spec: ModelSpec) -> Tensor:
