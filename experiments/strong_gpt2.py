@@ -1,0 +1,27 @@
+"""GPT-2 124M as well as it is trained today: BF16, compiled and captured, AdamW, rows of 1024 tokens in batches of 128.
+
+Command:  python -m yxanul.main --config=experiments/strong_gpt2.py:source=PATH
+Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where the memory is small
+Expected: not yet run to its end; records/ holds what was measured.
+
+What the savings have to beat besides the mission's own baseline. Its learning rate is a rule of thumb until a record says that
+it was tuned. Variants: `lr`, `rows`, `source`, `budget_tokens`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import baseline_gpt2
+from yxanul.config.variants import parse_variant
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  variant = parse_variant(arg, source='', budget_tokens=2_610_000_000, lr=6e-4, rows=128)
+  lr, rows = variant.pop('lr'), variant.pop('rows')
+  config = baseline_gpt2.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
+  config.name = 'strong_gpt2'
+  config.precision.matmul = 'bf16'
+  config.training.execution = 'graph'
+  config.optimizer.peak_lr = lr
+  config.curriculum.stages[0].batch_size = rows
+  config.curriculum.stages[0].reference_batch_size = rows
+  return config

@@ -1,0 +1,84 @@
+"""ultra under another length curriculum: constant, later, by the token timeline, by window; with and without rate scales.
+
+Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_curriculum.py:shape=late --seconds=120
+Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
+Expected: not yet run; records/ holds what was measured.
+
+Variants: `shape`:
+- `ten`: the mission's ten stages, as in ultra;
+- `constant`: rows of 2048 from the first step to the last;
+- `late`: four stages, the shortest 256;
+- `timeline`: ultra's ten, with the tokens of the mission's phases, evenly within a phase;
+- `window`: rows of 2048 throughout, in which attention reaches back over ultra's lengths, for ultra's shares of the tokens;
+`lr_scale=false` runs every stage at the full rate; `gpu`, `source`, `budget_tokens`, `batch` as in ultra.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import ultra
+from yxanul.config.variants import choose, parse_variant
+
+# Lengths of a phase, and its tokens in millions.
+PHASES = (((8, 16), 200), ((32, 64), 400), ((128, 256), 800), ((512, 768, 1536, 2048), 1200))
+
+
+def _start_by_tokens(stages: tuple[ConfigDict, ...], tokens: list[float]) -> tuple[ConfigDict, ...]:
+  """Sets the shares of the step budget at which the stages have these tokens."""
+  steps = [n / (stage.seq_len * stage.reference_batch_size) for n, stage in zip(tokens, stages, strict=True)]
+  for i, stage in enumerate(stages):
+    stage.step_share_start = sum(steps[:i]) / sum(steps)
+  return stages
+
+
+def _tokens(stages: tuple[ConfigDict, ...]) -> list[float]:
+  """What each stage has of the tokens, up to a factor."""
+  ends = [*(stage.step_share_start for stage in stages[1:]), 1.0]
+  return [(end - s.step_share_start) * s.seq_len * s.reference_batch_size for end, s in zip(ends, stages, strict=True)]
+
+
+def constant(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
+  last = ten[-1]
+  last.step_share_start = 0.0
+  return (last,)
+
+
+def late(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
+  multiple = ten[-1].batch_size / ten[-1].reference_batch_size
+  stages = (
+    #           length  batch lr   clip  starts at
+    ultra.stage(256, 512, 0.85, 1.0, 0.0),
+    ultra.stage(512, 256, 0.95, 1.0, 0.15),
+    ultra.stage(1024, 128, 1.00, 1.0, 0.35),
+    ultra.stage(2048, 64, 1.00, 1.0, 0.60),
+  )
+  for stage in stages:
+    stage.batch_size = int(stage.batch_size * multiple)
+  return stages
+
+
+def timeline(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
+  return _start_by_tokens(ten, [tokens / len(lengths) for lengths, tokens in PHASES for _ in lengths])
+
+
+def window(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
+  tokens, last = _tokens(ten), ten[-1]
+  for stage in ten:
+    if stage is not last:
+      stage.window, stage.seq_len = stage.seq_len, last.seq_len
+      stage.batch_size, stage.reference_batch_size = last.batch_size, last.reference_batch_size
+  return _start_by_tokens(ten, tokens)
+
+
+SHAPES = {'ten': lambda ten: ten, 'constant': constant, 'late': late, 'timeline': timeline, 'window': window}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, batch=1.0, shape='late', lr_scale=True)
+  shape, lr_scale = choose(variant.pop('shape'), SHAPES, 'shape'), variant.pop('lr_scale')
+  config = ultra.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
+  config.name = 'ultra_curriculum'
+  config.curriculum.stages = shape(config.curriculum.stages)
+  if not lr_scale:
+    for stage in config.curriculum.stages:
+      stage.lr_scale = 1.0
+  return config

@@ -1,0 +1,74 @@
+"""Experiments that vary ultra: what each changes, and that it changes nothing else."""
+
+import pytest
+
+from yxanul.config import registry
+from yxanul.config.convert import differing_fields, from_config, to_dict
+from yxanul.training.curriculum import token_shares
+
+
+def spec(name):
+  experiment, _, variant = name.partition(':')
+  return from_config(registry.load(f'{registry.experiments_folder() / experiment}.py:{variant}'))
+
+
+def stages(variant):
+  return spec(f'ultra_curriculum:{variant}').curriculum.stages
+
+
+@pytest.mark.parametrize(
+  ('name', 'against', 'fields'),
+  [
+    ('ultra_curriculum:shape=ten', 'ultra', ()),
+    ('ultra_curriculum:shape=constant', 'ultra_no_curriculum', ()),
+    ('ultra_curriculum:shape=late,gpu=h200', 'ultra:gpu=h200', ('curriculum.stages',)),
+    ('ultra_batch_warmup', 'ultra', ('curriculum.stages',)),
+    ('ultra_head', 'ultra', ('optimizer.groups', 'model.table_std', 'model.projection_std')),
+    ('ultra_head:input_scale=16,z_loss=1e-4', 'ultra_head', ('model.input_scale', 'optimizer.z_loss')),
+    ('ultra_muon', 'ultra', ('optimizer.groups[0].optimizer',)),
+    ('strong_ultra', 'ultra_no_curriculum', ('precision.matmul',)),
+    ('strong_gpt2', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
+    ('part_rmsnorm_swiglu', 'baseline_gpt2', ('model.norm', 'model.activation', 'model.d_hidden')),
+    ('part_gqa', 'baseline_gpt2', ('model.n_kv_heads',)),
+  ],
+)
+def test_what_an_experiment_changes(name, against, fields):
+  lines = [line for line in differing_fields(to_dict(spec(against)), to_dict(spec(name))) if not line.startswith('name:')]
+  assert all(line.startswith(fields) for line in lines), lines
+  assert all(any(line.startswith(field) for line in lines) for field in fields)
+
+
+def test_the_timeline_has_the_missions_tokens():
+  shares = token_shares(spec('ultra_curriculum:shape=timeline').curriculum)
+  phases = [sum(shares[:2]), sum(shares[2:4]), sum(shares[4:6]), sum(shares[6:])]
+  assert phases == pytest.approx([200 / 2600, 400 / 2600, 800 / 2600, 1200 / 2600])
+
+
+def test_windows_are_ultras_lengths_for_ultras_tokens():
+  by_window, ten = spec('ultra_curriculum:shape=window').curriculum, spec('ultra').curriculum
+  assert [s.context for s in by_window.stages] == [s.seq_len for s in ten.stages]
+  assert {(s.seq_len, s.batch_size) for s in by_window.stages} == {(2048, 64)}
+  assert token_shares(by_window) == pytest.approx(token_shares(ten))
+
+
+@pytest.mark.parametrize('shape', ['ten', 'constant', 'late', 'timeline', 'window'])
+def test_every_shape_runs_without_rate_scales(shape):
+  with_scale, without = stages(f'shape={shape}'), stages(f'shape={shape},lr_scale=false')
+  assert {s.lr_scale for s in without} == {1.0}
+  assert [(s.seq_len, s.step_share_start) for s in with_scale] == [(s.seq_len, s.step_share_start) for s in without]
+
+
+def test_batch_warm_up_splits_one_stage_and_keeps_the_tokens():
+  plain, warmed = spec('ultra').curriculum, spec('ultra_batch_warmup:until=0.15,divisor=4').curriculum
+  assert [s.batch_size for s in warmed.stages[:6]] == [2048, 2048, 1024, 512, 256, 1024]
+  assert [s.seq_len for s in warmed.stages[:6]] == [8, 16, 32, 64, 128, 128]
+  assert warmed.stages[6:] == plain.stages[5:]
+  by_length = {}
+  for stage, share in zip(warmed.stages, token_shares(warmed), strict=True):
+    by_length[stage.seq_len] = by_length.get(stage.seq_len, 0) + share
+  assert list(by_length.values()) == pytest.approx(token_shares(plain))
+
+
+def test_swiglu_weighs_what_gelu_did():
+  counts = [spec(name).model.parameter_count() for name in ('baseline_gpt2', 'part_rmsnorm_swiglu')]
+  assert counts[1] == pytest.approx(counts[0], rel=1e-4)
