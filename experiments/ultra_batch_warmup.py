@@ -10,8 +10,6 @@ part has its own static graph. The tokens of every length stay the same.
 Variants: `until`, `divisor`; `gpu`, `source`, `budget_tokens`, `batch` as in ultra.
 """
 
-import copy
-
 from ml_collections import ConfigDict
 
 from experiments import ultra
@@ -23,7 +21,7 @@ def warmed_up(stages: tuple[ConfigDict, ...], until: float, divisor: int) -> tup
   result, ends = [], [*(stage.step_share_start for stage in stages[1:]), 1.0]
   for stage, end in zip(stages, ends, strict=True):
     if stage.step_share_start < until:
-      small = copy.deepcopy(stage)
+      small = stage.copy_and_resolve_references()
       small.batch_size = stage.batch_size // divisor
       result.append(small)
       if until >= end:
