@@ -16,6 +16,7 @@ from yxanul.training.state import flatten
 from yxanul.training.trainer import Trainer, set_up_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
+RUN = {'training__execution': 'graph', 'curriculum__budget_tokens': 40_000}
 MODEL = {
   'model__head_dim': 64,
   'model__n_heads': 2,
@@ -44,7 +45,7 @@ def run(trainer: Trainer, start: int, until: int) -> list[float]:
 @pytest.mark.parametrize('deterministic', [True, False])
 @pytest.mark.parametrize('matmul', ['fp8', 'bf16'])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, matmul, deterministic):
-  spec = tiny.spec(**MODEL, precision__matmul=matmul, training__deterministic=deterministic, curriculum__budget_tokens=40_000)
+  spec = tiny.spec(**MODEL, precision__matmul=matmul, training__deterministic=deterministic, **RUN)
   capabilities = detect()
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device, curriculum = set_up_torch(spec, capabilities), Curriculum(spec)

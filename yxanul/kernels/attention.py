@@ -44,7 +44,11 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor:
   return everything.tril().triu(1 - window)[None, None]
 
 
-_BACKENDS = {'cudnn': SDPBackend.CUDNN_ATTENTION, 'flash': SDPBackend.FLASH_ATTENTION}
+# Without cuDNN, torch's own choice: the fastest that takes the inputs, in this order.
+_PLAIN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_BACKENDS = {'cudnn': [SDPBackend.CUDNN_ATTENTION], 'flash': [SDPBackend.FLASH_ATTENTION], 'sdpa': _PLAIN}
+# Over shorter rows cuDNN (9, torch 2.11, one H200), replayed in a CUDA graph, read memory that was not its own or never ended.
+CUDNN_SHORTEST = 64
 
 
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None, engine: str = 'sdpa') -> Tensor:
@@ -53,18 +57,17 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
     mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
-    engine: `sdpa` (what torch chooses), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU).
+    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU). `cudnn` is
+      `sdpa` for rows of fewer than CUDNN_SHORTEST tokens, and where torch is told to be deterministic, which cuDNN is not.
 
   Returns:
     (B, T, H, C), q's dtype.
   """
   q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
   grouped = q.shape[1] != k.shape[1]
-  if engine == 'sdpa' or mask_B1TT is not None:
+  unfit = engine == 'cudnn' and (q.shape[-2] < CUDNN_SHORTEST or torch.are_deterministic_algorithms_enabled())
+  with sdpa_kernel(_PLAIN if unfit or mask_B1TT is not None else _BACKENDS[engine]):
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped)
-  else:
-    with sdpa_kernel(_BACKENDS[engine]):
-      out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
   return out.transpose(1, 2)
 
 

@@ -103,8 +103,7 @@ class Trainer:
     self.step.warm(left, self.state, lambda stage: self._tokens(stage, stage.start_tokens), tell)
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
-    # cuDNN did not come to an end over 16,384 rows of 8 tokens, though it does over the fewer rows of this measurement.
-    candidates = ['flash', 'sdpa', *(['cudnn'] if stage.spec.seq_len >= 64 else [])]
+    candidates = ['flash', 'sdpa', *(['cudnn'] if stage.spec.seq_len >= attention.CUDNN_SHORTEST else [])]
     if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim, self.device):
       candidates.append('short')
     taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
