@@ -43,7 +43,7 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
       is sound.
   """
   started = time.perf_counter()
-  _check_workdir(spec, workdir)
+  check_workdir(spec, workdir)
   require_loggers(spec.training.loggers)
   curriculum = Curriculum(spec)
   capabilities = detect()
@@ -228,7 +228,12 @@ def _matmul_format(precision: PrecisionSpec) -> str:
   return 'tf32' if precision.matmul == 'fp32' and precision.tf32 else precision.matmul
 
 
-def _check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
+def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
+  """Whether a run of `spec` may write there.
+
+  Raises:
+    ValueError: in one line: the workdir holds another experiment, is no folder or cannot be written.
+  """
   path = workdir / 'config.json'
   if path.exists():
     try:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from yxanul.config.convert import default_config, from_config
+from yxanul.config.groups import assign_groups
 from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import GroupSpec, MuonSpec, OptimizerSpec
 from yxanul.optim.adamw import adamw
-from yxanul.optim.build import assign_groups, build
+from yxanul.optim.build import build
 from yxanul.optim.muon import POLAR_EXPRESS, QUINTIC, muon, orthogonalize
 from yxanul.optim.transform import Hyper, apply_updates, chain, clip_by_global_norm, global_norm
 from yxanul.training.state import flatten

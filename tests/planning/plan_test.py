@@ -87,7 +87,13 @@ def test_the_arithmetic_of_the_claims(ultra):
 
 def test_a_bench_beside_the_plan(ultra):
   rows = [
-    {'seq_len': row['seq_len'], 'tokens_per_step': row['tokens_per_step'], 'pieces': row['parts'], 'ms': 1.0}
+    {
+      'stage': row['stage'],
+      'seq_len': row['seq_len'],
+      'tokens_per_step': row['tokens_per_step'],
+      'pieces': row['parts'],
+      'ms': 1.0,
+    }
     | {'tokens_per_second': row['tokens_per_second'] / 1.05, 'peak_bytes': int(row['memory_bytes'] / 0.96)}
     for row in ultra['stages']
   ]
@@ -99,4 +105,6 @@ def test_a_bench_beside_the_plan(ultra):
   assert figures == pytest.approx({'speed_error_max': 0.08, 'memory_error_max': 0.04, 'speed_error_schedule': 0.04}, abs=1e-6)
   assert [row['stage'] for row in result['stages']] == list(range(1, 11))
   with pytest.raises(ValueError, match='the bench of other timed no stage of this plan'):
-    check.compare(ultra, {'experiment': 'other', 'stages': [{'seq_len': 8, 'ms': 1.0, 'tokens_per_step': 7}], 'schedule': None})
+    check.compare(
+      ultra, {'experiment': 'other', 'stages': [{'stage': 1, 'seq_len': 8, 'ms': 1.0, 'tokens_per_step': 7}], 'schedule': None}
+    )

@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from yxanul.config import registry
 from yxanul.config.convert import from_config
-from yxanul.planning import flops, gpus, speed
+from yxanul.planning import flops, gpus, memory, speed
 from yxanul.planning.work import step_work
 
 H200 = gpus.gpu('h200')
@@ -40,6 +40,22 @@ def test_recomputed_blocks_cost_another_forward_pass_of_their_linears():
   assert twice['casts'].bytes > once['casts'].bytes
 
 
+def test_muon_keeps_one_moment_and_orthogonalizes_every_step():
+  muon = dataclasses.replace(ULTRA.optimizer.groups[0], optimizer='muon')
+  spec = dataclasses.replace(ULTRA, optimizer=dataclasses.replace(ULTRA.optimizer, groups=(muon, *ULTRA.optimizer.groups[1:])))
+  stage, matrices = ULTRA.curriculum.stages[-1], 28 * 6_094_848
+  square = 6.0 * 768**3  # query, and attention's output
+  key_value = 4.0 * 128**2 * 768 + 2.0 * 128**3
+  mlp = 4.0 * 768**2 * 2048 + 2.0 * 768**3
+  extra = 5 * 28 * (2 * square + 2 * key_value + 3 * mlp)
+  adamw_linears, muon_linears = (step_work(s, stage, 1, 'cudnn')['linears'].flops['bf16'] for s in (ULTRA, spec))
+  assert muon_linears - adamw_linears == pytest.approx(extra)
+  assert memory.optimizer_bytes(ULTRA) == 8 * 196_398_464
+  assert memory.optimizer_bytes(spec) == 8 * 196_398_464 - 4 * matrices
+  assert memory.step_memory(spec, stage).optimizer_bytes == memory.optimizer_bytes(spec)
+  assert memory.checkpoint_bytes(ULTRA) - memory.checkpoint_bytes(spec) == 4 * matrices
+
+
 def test_bytes_of_the_casts_counted_by_hand():
   stage = ULTRA.curriculum.stages[-1]
   forward = 4 * 768 + 4 * 768 + 4 * 768 + 2 * 4096 + 2 * 2048
@@ -57,14 +73,14 @@ def test_several_cards_share_the_tokens_and_exchange_their_gradients():
   assert two['optimizer'] == one['optimizer']
 
 
-def benched(stage, fit, engine: str) -> dict:
+def benched(number: int, stage, fit, engine: str) -> dict:
   """A row as the bench writes it, of a card that achieves exactly these shares."""
   parts = {part: 1e3 * s for part, s in speed.step_seconds(ULTRA, stage, 4, H200, fit).items()}
   idle, _ = parts.pop('gaps'), parts.pop('exchange')
   parts |= {'elementwise': parts['elementwise'] - 3.0, 'embedding': 2.0, 'rest': 1.0}
   profile = {'parts_ms': parts, 'idle_ms': idle, 'wall_ms': sum(parts.values()) + idle}
-  row = {'seq_len': stage.seq_len, 'tokens_per_step': stage.tokens_per_step, 'pieces': 4, 'attention': engine}
-  return row | {'profile': profile}
+  row = {'stage': number, 'seq_len': stage.seq_len, 'tokens_per_step': stage.tokens_per_step, 'pieces': 4}
+  return row | {'attention': engine, 'profile': profile}
 
 
 def test_a_fit_finds_the_shares_again():
@@ -78,7 +94,7 @@ def test_a_fit_finds_the_shares_again():
     'elementwise': {'compute': None, 'traffic': 0.75},
   }
   truth = {'shares': shares, 'attention_from': {'cudnn': 512, 'short': 8}, 'gap_seconds': 7e-5}
-  rows = [benched(s, truth, 'short' if s.seq_len < 512 else 'cudnn') for s in ULTRA.curriculum.stages]
+  rows = [benched(i, s, truth, 'short' if s.seq_len < 512 else 'cudnn') for i, s in enumerate(ULTRA.curriculum.stages, 1)]
   found = speed.fit_shares(ULTRA, rows, H200)
   assert found['attention_from'] == truth['attention_from']
   assert found['gap_seconds'] == pytest.approx(7e-5, rel=1e-3)
@@ -97,11 +113,11 @@ def test_no_part_is_fitted_faster_than_the_peak():
 
 
 def test_a_bench_of_something_else_is_refused():
-  row = {'seq_len': 8, 'tokens_per_step': 64, 'pieces': 1, 'attention': 'short', 'profile': {'wall_ms': 1.0, 'parts_ms': {}}}
+  row = {'stage': 1, 'seq_len': 8, 'tokens_per_step': 64, 'pieces': 1, 'attention': 'short', 'profile': {'wall_ms': 1.0}}
   with pytest.raises(ValueError, match='the bench ran 64 tokens a step in rows of 8, which is no stage'):
     speed.fit_shares(ULTRA, [row], H200)
   with pytest.raises(ValueError, match='no profile of a GPU'):
-    speed.fit_shares(ULTRA, [{'seq_len': 8}], H200)
+    speed.fit_shares(ULTRA, [{'stage': 1, 'seq_len': 8}], H200)
 
 
 def test_rows_take_the_attention_that_was_benched_from_the_nearest_shorter_length():

@@ -48,7 +48,15 @@ def test_the_preflight_of_an_experiment_that_can_run(tmp_path):
   assert [p.name for p in (tmp_path / 'work').iterdir()] == ['data']
 
 
-def test_data_that_is_missing_or_prepared_otherwise_cannot_run(tmp_path):
+def test_a_workdir_of_another_run_cannot_take_this_one(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'seed': 7}))
+  done = run(*tiny.flags(), f'--workdir={tmp_path}')
+  assert done.returncode == 1
+  assert 'holds a run of another configuration' in done.stdout
+  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+
+
+def test_data_that_is_missing_cannot_run(tmp_path):
   done = run(*tiny.flags(data__source='/no/such/text.txt'), f'--workdir={tmp_path / "work"}')
   assert done.returncode == 1
   assert "'/no/such/text.txt' does not exist" in done.stdout

@@ -16,11 +16,12 @@ def compare(plan: Row, bench: Row) -> dict[str, Any]:
   Raises:
     ValueError: the bench timed no stage of the plan.
   """
-  planned = {row['seq_len']: row for row in plan['stages']}
+  planned = {row['stage']: row for row in plan['stages']}
   stages = []
   for row in bench['stages']:
-    mine = planned.get(row.get('seq_len'))
-    if 'ms' not in row or mine is None or mine['tokens_per_step'] != row['tokens_per_step']:
+    mine = planned.get(row['stage'])
+    shape = ('seq_len', 'tokens_per_step')
+    if 'ms' not in row or mine is None or any(mine[key] != row[key] for key in shape):
       continue
     stages.append(
       {

@@ -28,6 +28,7 @@ import bisect
 import dataclasses
 import math
 
+from yxanul.config.groups import assign_groups
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import ExperimentSpec, StageSpec
 
@@ -43,7 +44,7 @@ class MemoryEstimate:
   parameters_bytes: int  # FP32 master weights
   weight_copies_bytes: int  # the formats that matrix products read
   gradients_bytes: int  # FP32: those of the parts before, or those that take the place of activations
-  optimizer_bytes: int  # two FP32 moments
+  optimizer_bytes: int  # FP32: AdamW's two moments, Muon's one
   activations_bytes: int  # kept for the backward pass
   workspace_bytes: int  # gradients inside one block while it is differentiated
   vocab_loss_bytes: int  # one chunk of logits, and the head's two gradients
@@ -118,8 +119,15 @@ def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) ->
   return chunk_tokens * model.vocab_size * (4 + gradient) + a * tokens * rank + 4 * model.vocab_size * rank
 
 
+def optimizer_bytes(spec: ExperimentSpec) -> int:
+  """Bytes of the optimizer's state: two FP32 moments of what AdamW moves, one of what Muon does."""
+  shapes = spec.model.parameter_shapes()
+  groups = assign_groups(shapes, spec.optimizer.groups)
+  return sum((4 if groups[name].optimizer == 'muon' else 8) * math.prod(shape) for name, shape in shapes.items())
+
+
 def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, seq_len: int, recompute: str = 'none') -> MemoryEstimate:
-  """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length).
+  """Memory of one step over `tokens` tokens on one device (rows of its micro-batch times their length), under AdamW.
 
   Args:
     recompute: `training.recompute`; under `blocks` every block keeps its two inputs (the stream, and what is to be added to
@@ -195,7 +203,8 @@ def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int) -> 
 def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> MemoryEstimate:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
-  return estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
+  parts = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
+  return dataclasses.replace(parts, optimizer_bytes=optimizer_bytes(spec))
 
 
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:
@@ -204,6 +213,6 @@ def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: 
 
 
 def checkpoint_bytes(spec: ExperimentSpec) -> int:
-  """Bytes of one checkpoint at most (they are compressed): weights, two moments, and FP8's amaxes."""
+  """Bytes of one checkpoint at most (they are compressed): weights, the optimizer's state, and FP8's amaxes."""
   amaxes = 12 * spec.model.n_layers * (spec.precision.fp8_amax_history_steps + 1) if spec.precision.matmul == 'fp8' else 0
-  return 12 * spec.model.parameter_count() + 4 * amaxes
+  return 4 * spec.model.parameter_count() + optimizer_bytes(spec) + 4 * amaxes

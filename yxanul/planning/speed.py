@@ -107,8 +107,9 @@ def fit_shares(spec: ExperimentSpec, rows: Sequence[Row], gpu: Gpu) -> Row:
 
 
 def _stage_of(spec: ExperimentSpec, row: Row) -> StageSpec:
-  stage = next((stage for stage in spec.curriculum.stages if stage.seq_len == row['seq_len']), None)
-  if stage is None or stage.tokens_per_step != row['tokens_per_step']:
+  stages = spec.curriculum.stages
+  stage = stages[min(row['stage'], len(stages)) - 1]
+  if (stage.seq_len, stage.tokens_per_step) != (row['seq_len'], row['tokens_per_step']):
     got = f'{row["tokens_per_step"]:,} tokens a step in rows of {row["seq_len"]}'
     raise ValueError(f'the bench ran {got}, which is no stage of --config; wants the experiment and variant that was benched')
   return stage

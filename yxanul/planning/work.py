@@ -12,11 +12,13 @@ Bytes are those of the fused kernels, each tensor once in and once out. Per toke
 | elementwise | the norms' backward passes, residual additions, rotations where attention's kernel does not rotate;      |
 |             | without FP8 also the norms' and the activation's forward passes and the activation's backward pass     |
 
-Once a part of the batch: the weights' copies are made, and gradients summed; once a step, AdamW.
+Once a part of the batch: the weights' copies are made, and gradients summed; once a step, AdamW, or Muon, whose products count
+as linears.
 """
 
 import dataclasses
 
+from yxanul.config.groups import assign_groups
 from yxanul.config.model_spec import LINEARS
 from yxanul.config.spec import ExperimentSpec, StageSpec
 
@@ -69,6 +71,7 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     kind = 'fp8' if name in fp8 else base
     linears[kind] = linears.get(kind, 0.0) + passes * 6.0 * block_tokens * weights[name]
 
+  linears[base] += _orthogonalization_flops(spec)
   forward, backward = _cast_bytes(spec, fp8, a)
   plain_forward, plain_backward = _elementwise_bytes(spec, fp8, a, rotates=attention != ROTATING_ENGINE)
   fp8_weights = model.n_layers * sum(weights[name] for name in fp8)
@@ -89,6 +92,19 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
       + (parts - 1) * 12 * model.parameter_count()
     ),
   }
+
+
+def _orthogonalization_flops(spec: ExperimentSpec) -> float:
+  """Of Muon's Newton-Schulz over the block matrices that it moves; a step of it is three products."""
+  groups = assign_groups(spec.model.parameter_shapes(), spec.optimizer.groups)
+  flops = 0.0
+  for name, rows in spec.model.packed_rows().items():
+    if groups[name].optimizer == 'muon':
+      width = spec.model.parameter_shapes()[name][-1]
+      for n in rows:
+        short, long = sorted((n, width))
+        flops += spec.model.n_layers * (4.0 * short**2 * long + 2.0 * short**3)
+  return spec.optimizer.muon.newton_schulz_steps * flops
 
 
 def _cast_bytes(spec: ExperimentSpec, fp8: set[str], a: int) -> tuple[int, int]:

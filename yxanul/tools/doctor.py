@@ -80,6 +80,7 @@ def _engines(capabilities: Any, precision: PrecisionSpec, spec: ExperimentSpec |
 
 def _preflight(spec: ExperimentSpec, workdir: Path, capabilities: Any, result: Result) -> list[Any]:
   """What was found, in order; it stops at what makes all that follows useless."""
+  from yxanul import run
   from yxanul.data import prepare
   from yxanul.reporting.phases import Phases
   from yxanul.training import preflight
@@ -87,6 +88,7 @@ def _preflight(spec: ExperimentSpec, workdir: Path, capabilities: Any, result: R
   data = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
   found = []
   try:
+    run.check_workdir(spec, workdir)
     found += preflight.check_disk(spec, workdir, data, prepare.is_prepared(spec.data, data))
     if any(finding.level == 'problem' for finding in found):
       return found

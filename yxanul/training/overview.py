@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from yxanul.config.groups import assign_groups
 from yxanul.config.spec import ExperimentSpec
-from yxanul.optim.build import assign_groups
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, token_shares
 
