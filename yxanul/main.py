@@ -25,6 +25,7 @@ class _Listing(flags.ArgumentParser):
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps everything it writes; a second run there goes on.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show parameters, stages, rates and memory; train nothing.')
+_PRICE = flags.DEFINE_float('price', None, 'Dollars an hour of this machine; the display counts them.', lower_bound=0)
 _LIST = flags.DEFINE_flag(
   flags.Flag(_Listing(), None, 'list', '', 'List the experiments, as a table or as json.', boolean=True)
 )
@@ -51,7 +52,7 @@ def main() -> int | None:
     return run.dry_run(spec)
   if not _WORKDIR.value:
     raise ValueError('--workdir: missing, wants the folder that the run writes to, such as runs/' + spec.name)
-  return run.run(spec, Path(_WORKDIR.value))
+  return run.run(spec, Path(_WORKDIR.value), _PRICE.value)
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ from yxanul.training.trainer import Trainer, set_up_torch
 from yxanul.training.validation import Validation
 
 
-def run(spec: ExperimentSpec, workdir: Path) -> int:
+def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None) -> int:
   """Trains `spec` in `workdir`, or goes on with what is there; returns the exit status.
 
   Raises:
@@ -53,8 +53,10 @@ def run(spec: ExperimentSpec, workdir: Path) -> int:
   unwritten: list[str] = []
   with (
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
-    Display(stage_rows(spec), curriculum.total_tokens) as display,
+    Display(stage_rows(spec), curriculum.total_tokens, price_per_hour) as display,
   ):
+    if display.is_live:
+      stop.tell = display.message
     try:
       with _begun(spec, workdir):
         prepared = _prepare(spec, workdir, display, stop)

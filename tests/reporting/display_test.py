@@ -82,6 +82,42 @@ def test_the_terminal_shows_a_bar_the_figures_and_the_lines_that_stay():
     assert part in last
 
 
+OUTLOOK = {
+  'evaluation_tokens': 40_000,
+  'checkpoint_seconds': 125.0,
+  'gpu_memory_bytes': 92.1e9,
+  'gpu_memory_total_bytes': 141e9,
+}
+
+
+def test_money_gpu_and_what_comes_next_stand_under_the_figures():
+  console = Console(
+    file=io.StringIO(), force_terminal=True, width=140, height=30, _environ={'TERM': 'xterm'}, color_system=None
+  )
+  with Display(STAGES, 100_000, price_per_hour=3600.0, console=console) as display:
+    assert display.is_live
+    display.update(metrics(20, 1), OUTLOOK | {'gpu_busy': 0.993})
+    display.update(metrics(30, 1), OUTLOOK | {'gpu_busy': 0.993})
+    display.evaluation(EVALUATION)
+  text = console.file.getvalue()
+  last = text[text.rindex('stage 1/3') :]
+  # 10,000 tokens in 5 s: 35 s to the end of 100,000, 5 s to the evaluation; a dollar a second.
+  for part in ('memory 92.1 GB of 141 GB', 'GPU 99 %', 'spent $15.00 of about $50.00', 'next evaluation in 5 s', '2:05 min'):
+    assert part in last
+  assert 'held out 2.3457' in last  # as soon as it is known
+
+
+def test_plain_lines_tell_money_and_gpu_too_and_only_what_is_known():
+  lines = []
+  with Display(STAGES, 100_000, price_per_hour=2.5, log=lines.append, console=Console(file=io.StringIO())) as display:
+    assert not display.is_live
+    display.update(metrics(10, 1, seconds=1440.0), OUTLOOK | {'gpu_busy': None})
+    display.update(metrics(20, 1, seconds=1440.0))
+  assert 'memory 92.1 GB of 141 GB  spent $1.00 of about $1.01' in lines[1]
+  assert 'GPU' not in lines[1]
+  assert 'memory' not in lines[2]
+
+
 @pytest.mark.parametrize('width', [40, 80])
 def test_a_narrow_terminal_breaks_no_figure(width):
   text = screen(width, [metrics(30, 2)], EVALUATION)

@@ -49,6 +49,13 @@ def test_percent(share, text):
   assert numbers.percent(share) == text
 
 
+@pytest.mark.parametrize(
+  ('value', 'text'), [(None, '–'), (0.004, '$0.00'), (52.1, '$52.10'), (999.996, '$1,000'), (1234.5, '$1,234')]
+)
+def test_dollars(value, text):
+  assert numbers.dollars(value) == text
+
+
 def test_whole_percent_keeps_its_zeros():
   assert numbers.percent(0.9999, 0) == '100 %'
 

@@ -29,15 +29,19 @@ class Display:
     self,
     stage_rows: Sequence[Mapping[str, Any]],
     budget_tokens: int,
+    price_per_hour: float | None = None,
     log: Callable[[str], None] | None = None,
     console: Console | None = None,
   ):
     """Takes the rows that `tables.stage_table` takes ('stage', 'seq_len', 'batch_size', 'lr' are read), in order.
 
-    `log` receives the plain lines (default: the console's file, flushed); it is not used on a terminal.
+    `price_per_hour` is in dollars, of the whole machine. `log` receives the plain lines (default: the console's file, flushed);
+    it is not used on a terminal.
     """
     self._stages = {row['stage']: row for row in stage_rows}
     self._budget_tokens = budget_tokens
+    self._price_per_hour = price_per_hour
+    self._outlook: Mapping[str, Any] = {}
     self._console = console or Console()
     self._log = log or self._print_line
     self._metrics: Mapping[str, Any] | None = None
@@ -57,14 +61,23 @@ class Display:
     if self._live:
       self._live.stop()
 
-  def update(self, metrics: Mapping[str, Any]) -> None:
-    """One training line of metrics.jsonl."""
+  @property
+  def is_live(self) -> bool:
+    """It draws on a terminal, which nothing else must write to."""
+    return self._live is not None
+
+  def update(self, metrics: Mapping[str, Any], outlook: Mapping[str, Any] | None = None) -> None:
+    """One training line of metrics.jsonl, and what is known besides.
+
+    `outlook`, each as far as it is known: 'evaluation_tokens' (consumed when the next evaluation comes), 'checkpoint_seconds'
+    (until the next checkpoint), and what `training.gauge` reads of the GPU.
+    """
     if metrics['stage'] != self._stage:
       self._stage = metrics['stage']
       self._pace.clear()  # another length, another speed
       self.message(self._stage_line())
     self._pace.append((metrics['seconds'], metrics['tokens']))
-    self._metrics = metrics
+    self._metrics, self._outlook = metrics, outlook or {}
     if self._live:
       self._live.update(self._render(), refresh=True)
     else:
@@ -74,7 +87,7 @@ class Display:
     """One evaluation line of metrics.jsonl."""
     self._val_bpb = metrics['val_bpb']
     if self._live:
-      self._live.update(self._render())
+      self._live.update(self._render(), refresh=True)
     self.message(
       f'held out: {metrics["val_bpb"]:.4f} bpb after {numbers.count(metrics["tokens"])} tokens '
       f'(stage {metrics["stage"]}, step {metrics["step"]:,}, {numbers.duration(metrics["seconds"])})'
@@ -94,7 +107,11 @@ class Display:
     """
     if self._metrics is None:
       return None
-    left_tokens = max(0, self._budget_tokens - self._metrics['tokens'])
+    return self._seconds_to(self._budget_tokens)
+
+  def _seconds_to(self, tokens: int) -> float | None:
+    """Until that many tokens are consumed, at the present pace."""
+    left_tokens = max(0, tokens - self._metrics['tokens'])
     (first_seconds, first_tokens), (last_seconds, last_tokens) = self._pace[0], self._pace[-1]
     if last_seconds > first_seconds and last_tokens > first_tokens:
       return left_tokens * (last_seconds - first_seconds) / (last_tokens - first_tokens)
@@ -119,7 +136,7 @@ class Display:
       f'step {m["step"]}',
       f'stage {m["stage"]}/{len(self._stages)}',
       f'{numbers.count(m["tokens"])} tokens ({numbers.percent(self._share(), 0)})',
-      *(f'{name} {value}' for name, value in self._figures(m)),
+      *(f'{name} {value}' for name, value in (*self._figures(m), *self._machine(m))),
     ]
     left = self.seconds_left()
     if left is not None:
@@ -136,6 +153,28 @@ class Display:
       figures.append(('skipped', numbers.count(m['skipped_steps'])))
     return figures
 
+  def _machine(self, m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The GPU, and the money so far."""
+    figures, outlook = [], self._outlook
+    if 'gpu_memory_bytes' in outlook:
+      total = numbers.byte_size(outlook['gpu_memory_total_bytes'])
+      figures.append(('memory', f'{numbers.byte_size(outlook["gpu_memory_bytes"])} of {total}'))
+    if outlook.get('gpu_busy') is not None:
+      figures.append(('GPU', numbers.percent(outlook['gpu_busy'], 0)))
+    if self._price_per_hour is not None:
+      dollars, left = self._price_per_hour * m['seconds'] / 3600, self.seconds_left()
+      total = '' if left is None else f' of about {numbers.dollars(dollars + self._price_per_hour * left / 3600)}'
+      figures.append(('spent', numbers.dollars(dollars) + total))
+    return figures
+
+  def _next(self) -> list[tuple[str, str]]:
+    outlook, found = self._outlook, []
+    if 'evaluation_tokens' in outlook:
+      found.append(('next evaluation in', numbers.duration(self._seconds_to(outlook['evaluation_tokens']))))
+    if 'checkpoint_seconds' in outlook:
+      found.append(('checkpoint in', numbers.duration(max(0.0, outlook['checkpoint_seconds']))))
+    return found
+
   def _render(self) -> RenderableType:
     if self._metrics is None:
       return Text('starting ...', style='dim')
@@ -151,6 +190,11 @@ class Display:
     figures = self._figures(m)
     if self._val_bpb is not None:
       figures.insert(2, ('held out', f'{self._val_bpb:.4f}'))
+    rows = [figures, [*self._machine(m), *self._next()]]
     # Columns and not one line of text: rich would break a line between a name and its value.
-    body = Columns([Text.assemble((f'{name} ', 'dim'), value) for name, value in figures], padding=(0, 3, 0, 0))
-    return Group(head, body)
+    return Group(
+      head,
+      *(
+        Columns([Text.assemble((f'{name} ', 'dim'), value) for name, value in row], padding=(0, 3, 0, 0)) for row in rows if row
+      ),
+    )

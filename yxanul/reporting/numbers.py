@@ -51,6 +51,13 @@ def duration(seconds: float | None) -> str:
   return f'{seconds / 86400:.1f} days'
 
 
+def dollars(value: float | None) -> str:
+  """$0.42, $52.10, $1,234; '–' for None."""
+  if value is None:
+    return '–'
+  return f'${value:,.2f}' if value < 999.995 else f'${value:,.0f}'
+
+
 def decimals(value: float | None, places: int) -> str:
   """A number with fixed decimals; '–' for None. NaN and infinities keep their names."""
   return '–' if value is None else f'{value:.{places}f}'

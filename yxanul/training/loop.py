@@ -16,6 +16,7 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning.flops import flops_per_token
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum, Stage
+from yxanul.training.gauge import GpuGauge
 from yxanul.training.loggers import Logs
 from yxanul.training.metrics import MetricsQueue, bits_per_byte
 from yxanul.training.state import TrainState
@@ -106,6 +107,7 @@ class _Loop:
     self.progress = progress
     self.clocks = Clocks(progress)
     self.queue = MetricsQueue(run.device)
+    self.gauge = GpuGauge(run.device)
     self.attempted_at = time.perf_counter()  # to save
     self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
 
@@ -181,7 +183,18 @@ class _Loop:
     }
     progress.interval, progress.interval_tokens, progress.interval_start_seconds = [], 0, step.seconds_training
     self.run.log.write(record)
-    self.run.display.update(record)
+    self.run.display.update(record, self._outlook())
+
+  def _outlook(self) -> dict[str, Any]:
+    """What comes next, and what the GPU is doing."""
+    run, tokens = self.run, self.progress.tokens
+    stage_end = next((stage.end_tokens for stage in run.curriculum.stages if stage.end_tokens > tokens), tokens)
+    portion = run.spec.evaluation.every_share * run.spec.curriculum.budget_tokens
+    return {
+      'evaluation_tokens': min(stage_end, (tokens // portion + 1) * portion),
+      'checkpoint_seconds': self._save_every() - (time.perf_counter() - self.attempted_at),
+      **self.gauge(),
+    }
 
   def _drain(self) -> None:
     while len(self.queue):
@@ -292,10 +305,11 @@ class _Loop:
     """From time to time, and at the end; not while steps are being skipped, so that every checkpoint is a good one."""
     if self.progress.tokens >= self.run.curriculum.total_tokens:
       return True
+    return time.perf_counter() - self.attempted_at >= self._save_every() and not self.progress.skipped_in_row
+
+  def _save_every(self) -> float:
     every = self.run.spec.training.checkpoint_every_seconds
-    if self.run.checkpoints.failed:
-      every = min(every, _RETRY_SECONDS)
-    return time.perf_counter() - self.attempted_at >= every and not self.progress.skipped_in_row
+    return min(every, _RETRY_SECONDS) if self.run.checkpoints.failed else every
 
   def save(self, state: TrainState) -> None:
     self.clocks.tick()

@@ -35,6 +35,8 @@ class StopRequest:
     self.name: str | None = None  # of what asked first
     self.doing = ''  # what the run is at, for people
     self.standing: Callable[[], str] = lambda: 'nothing was trained yet'
+    # Not print: a request may come in the middle of one. A display that is shown takes lines of its own.
+    self.tell: Callable[[str], None] = lambda line: _write(f'{line}\n')
     self._within_seconds: float | None = None  # None: nothing is under way that could be saved
     self._notice: Path | None = None
     self._notice_before: tuple[int, int] | None = None
@@ -60,9 +62,8 @@ class StopRequest:
     self._came = now
     if self._within_seconds is None:
       _end(f'{name}: stopped before anything was begun\n', EXIT_AGAIN)
-    # Not print: this may come in the middle of one.
-    os.write(2, f'{name}: stopping within {self._within_seconds:g} s; once more ends at once\n'.encode())
     self.name = name
+    self.tell(f'{name}: stopping within {self._within_seconds:g} s; once more ends at once')
 
   def _look(self) -> None:
     if self._notice and (found := _stamp(self._notice)) and found != self._notice_before:
@@ -83,9 +84,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
   return found.st_ino, found.st_mtime_ns
 
 
+def _write(text: str) -> None:
+  os.write(2, text.encode())
+
+
 def _end(line: str, status: int) -> None:
   show_cursor = '\x1b[?25h' if os.isatty(2) else ''  # a live display had hidden it
-  os.write(2, (show_cursor + line).encode())
+  _write(show_cursor + line)
   os._exit(status)
 
 

@@ -1,0 +1,65 @@
+"""What the loop says is coming, and what the GPU is said to do."""
+
+import json
+
+import pytest
+import torch
+
+from tests import tiny
+from yxanul import run
+from yxanul.training.gauge import GpuGauge
+
+
+class Recorder:
+  """Stands where the display does."""
+
+  is_live = False
+
+  def __init__(self, *_):
+    self.seen = []
+    Recorder.last = self
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def message(self, text):
+    pass
+
+  def evaluation(self, metrics):
+    pass
+
+  def update(self, metrics, outlook):
+    self.seen.append((metrics['tokens'], outlook))
+
+
+def test_evaluations_come_when_they_were_said_to(tmp_path, monkeypatch):
+  monkeypatch.setattr(run, 'Display', Recorder)
+  spec = tiny.spec(training__checkpoint_every_seconds=600.0)
+  assert run.run(spec, tmp_path / 'run') == 0
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  evaluated = [line['tokens'] for line in lines if 'val_bpb' in line]
+  step = spec.curriculum.stages[0].tokens_per_step
+  assert len(Recorder.last.seen) > 50
+  for tokens, outlook in Recorder.last.seen:
+    # A line is written a step late: an evaluation that is due at it comes before the display hears of it.
+    following = min((n for n in evaluated if n > tokens + step), default=evaluated[-1])
+    assert following - step < outlook['evaluation_tokens'] <= following or outlook['evaluation_tokens'] in (
+      tokens,
+      tokens + step,
+    )
+    assert 0 < outlook['checkpoint_seconds'] <= 600
+    assert 'gpu_memory_bytes' not in outlook
+
+
+@pytest.mark.gpu
+def test_the_gauge_reads_the_card():
+  if not torch.cuda.is_available():
+    pytest.skip('needs a CUDA device')
+  device = torch.device('cuda', 0)
+  block = torch.zeros(1 << 28, dtype=torch.uint8, device=device)
+  figures = GpuGauge(device)()
+  assert block.numel() <= figures['gpu_memory_bytes'] < figures['gpu_memory_total_bytes']
+  assert figures['gpu_busy'] is None or 0 <= figures['gpu_busy'] <= 1
