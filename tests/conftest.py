@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -15,3 +17,12 @@ def shared() -> Path:
   if not folder.is_dir():
     pytest.skip(f'needs the measurement data, not found at {folder} (YXANUL_SHARED names another place)')
   return folder
+
+
+@pytest.fixture(scope='session')
+def trained_run(tmp_path_factory) -> Path:
+  """The workdir of a tiny run that is over. Whoever writes to it takes a copy."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  assert status == 0, errors
+  return workdir

@@ -16,6 +16,7 @@ from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.inference.compression import xz_marks
+from yxanul.inference.model import Model
 from yxanul.inference.sample import write_samples
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines, detect
 from yxanul.planning.flops import peak_flops
@@ -28,8 +29,7 @@ from yxanul.training.loggers import Logs, require_loggers
 from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
-from yxanul.training.state import TrainState
-from yxanul.training.step import plain_numerics
+from yxanul.training.state import TrainState, generator
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, set_up_torch
 from yxanul.training.validation import Validation
@@ -206,7 +206,9 @@ def _train(
   else:
     stop.check('sampling')
     with _told(workdir / 'samples.txt', display, unwritten):
-      write_samples(workdir / 'samples.txt', state, spec, plain_numerics(spec, trainer.engines), prepared.tokenizer)
+      write_samples(
+        workdir / 'samples.txt', Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng)
+      )
     stop.check('writing the results')
     result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
     with _told(path, display, unwritten):

@@ -75,6 +75,28 @@ def from_config(config: Any) -> ExperimentSpec:
   return _build(ExperimentSpec, config, '')
 
 
+def from_saved(config: Any) -> ExperimentSpec:
+  """The spec of a config.json, where fields that are newer than the file take their defaults.
+
+  Raises:
+    ValueError: as `from_config`, but for missing fields.
+  """
+  return from_config(_completed(ExperimentSpec, config))
+
+
+def _completed(kind: Any, value: Any) -> Any:
+  if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    hints = get_type_hints(kind)
+    defaults = {
+      f.name: to_dict(f.default if f.default is not dataclasses.MISSING else f.default_factory())
+      for f in dataclasses.fields(kind)
+    }
+    return defaults | {name: _completed(hints.get(name), item) for name, item in value.items()}
+  if get_origin(kind) is tuple and isinstance(value, tuple | list):
+    return tuple(_completed(get_args(kind)[0], item) for item in value)
+  return value
+
+
 def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
   """The fields in which two nested dicts differ, with both values; None stands where one has no such field."""
   if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -29,6 +29,7 @@ _SUPERWORD = re.compile(r'\S\s+\S')
 _HUB_NAME = re.compile(r'\w[\w.-]*(/[\w.-]+)?')
 _FILES = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt')
 END_OF_TEXT = '<|endoftext|>'
+_LETTER = 'x'
 
 
 def _splits(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -57,6 +58,11 @@ def _byte_of_character() -> dict[str, int]:
   kept = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
   moved = [b for b in range(256) if b not in kept]
   return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
+
+
+@functools.cache
+def _character_of_byte() -> dict[int, str]:
+  return {byte: character for character, byte in _byte_of_character().items()}
 
 
 def to_bytes(entry: str) -> bytes:
@@ -106,6 +112,28 @@ class Tokenizer:
     """Token ids of each text, int32 (T,)."""
     encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(e.ids, np.int32) for e in encoded]
+
+  def encode_beginnings(self, beginnings: Sequence[bytes]) -> list[list[int] | None]:
+    """Token ids of texts that may break off inside a character; None where no text begins like this.
+
+    A character of which only the first bytes are there counts as a letter where splits ask for its kind.
+    """
+    texts, cut = [], {}
+    for i, data in enumerate(beginnings):
+      try:
+        texts.append(data.decode())
+      except UnicodeDecodeError as error:
+        texts.append(data[: error.start].decode())
+        cut[i] = data[error.start :] if error.reason == 'unexpected end of data' else None
+    encoded = [e.ids for e in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+    for i, rest in cut.items():
+      encoded[i] = self._encode_cut(texts[i], rest) if rest else None
+    return encoded
+
+  def _encode_cut(self, text: str, rest: bytes) -> list[int]:
+    pieces = [piece for piece, _ in self.inner.pre_tokenizer.pre_tokenize_str(text + _LETTER)]
+    pieces[-1] = pieces[-1].removesuffix(_LETTER) + ''.join(_character_of_byte()[b] for b in rest)
+    return [token.id for piece in pieces for token in self.inner.model.tokenize(piece)]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of token ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""

@@ -61,8 +61,7 @@ def extend(
     tables = attention.rope_tables(capacity, spec.head_dim, spec.rope_theta, tokens_BT.device)
     rope = tuple(table_SC[positions_BT] for table_SC in tables)
   x_BTD, delta_BTD = transformer.embed(params, tokens_BT, spec, numerics.dtype, positions_BT), None
-  for layer in range(spec.n_layers):
-    p = {name.removeprefix('blocks.'): stacked[layer] for name, stacked in params.items() if name.startswith('blocks.')}
+  for layer, p in enumerate(transformer.layers(params)):
     keys_BSKC, values_BSKC = cache.keys_LBSKC[layer], cache.values_LBSKC[layer]
 
     def attend(qkv_BTO: Tensor, keys_BSKC=keys_BSKC, values_BSKC=values_BSKC) -> Tensor:
