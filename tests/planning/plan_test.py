@@ -108,3 +108,11 @@ def test_a_bench_beside_the_plan(ultra):
     check.compare(
       ultra, {'experiment': 'other', 'stages': [{'stage': 1, 'seq_len': 8, 'ms': 1.0, 'tokens_per_step': 7}], 'schedule': None}
     )
+
+
+def test_an_offer_fills_its_own_card_whatever_limit_was_set_for_another():
+  offer = gpus.Offer('here', 'h200', 1, 2.0)
+  small = dataclasses.replace(ULTRA, training=dataclasses.replace(ULTRA.training, gpu_memory_gb=20.9))
+  hours = [plan.provider_row(spec, stages_of(spec), offer)['hours'] for spec in (ULTRA, small)]
+  assert hours[0] == hours[1]
+  assert hours[0] < plan.make(small, stages_of(small), H200)['total']['seconds'] / 3600
