@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from yxanul.config.model_spec import LINEARS, ModelSpec, PrecisionSpec
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, ROLE_LARGEST, ROLES, Matrix, scale_of
 
-_FP8_ENGINES = {name: f'yxanul.kernels.fp8_{name}' for name in ('te', 'torch', 'reference')}
+_FP8_ENGINES = {name: f'yxanul.kernels.fp8_{name}' for name in ('torch', 'reference')} | {'te': 'yxanul.kernels.fp8_mixed'}
 _DTYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}
 
 State = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Engine `te`: the FP8 recipe through Transformer Engine's functional layer (2.20), over scales and amaxes that are ours.
+"""The FP8 recipe through Transformer Engine's functional layer (2.20), over scales and amaxes that are ours.
 
 M rows, K the axis a product sums over, N columns of the result, F = 2K gate and up side by side. Hopper's FP8 tensor cores
 take both operands with the summed axis last, so a cast writes the matrix and its transpose in one pass and all three
@@ -43,12 +43,14 @@ def cast(
 
 def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> Tensor:
   """a @ b.T as `out_dtype` (M, N); `fast` lets the tensor cores keep partial sums in fewer bits."""
-  a, b = (
-    Float8TensorStorage(data=m.data, fp8_scale_inv=m.scale_inv, fp8_dtype=TE_DType[m.dtype], fake_dtype=torch.bfloat16)
-    for m in (a_MK, b_NK)
-  )
+  a, b = _storage(a_MK), _storage(b_NK)
   # Column-major BLAS: its first operand, transposed, is our second.
   return general_gemm(b, a, out_dtype=out_dtype, layout='TN', use_split_accumulator=not fast)[0]
+
+
+def _storage(m: Matrix) -> Float8TensorStorage:
+  data, dtype = m.data.view(torch.uint8), TE_DType[m.dtype]
+  return Float8TensorStorage(data=data, fp8_scale_inv=m.scale_inv, fp8_dtype=dtype, fake_dtype=torch.bfloat16)
 
 
 def norm_cast(
