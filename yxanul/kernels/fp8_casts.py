@@ -22,8 +22,9 @@ from torch import Tensor
 
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, Matrix
 
-# Rows and columns of a tile, and the warps that work on it. Of the norm, rows and columns of what is read at a time.
-CAST_TILE, SWIGLU_TILE, DSWIGLU_TILE, NORM_TILE = (128, 128, 8), (64, 128, 8), (64, 128, 8), (32, 256, 8)
+# Rows and columns of a tile, the warps that work on it, registers at most. Of the norm, rows and columns read at a time.
+CAST_TILE, SWIGLU_TILE, DSWIGLU_TILE = (128, 128, 8, None), (64, 128, 8, None), (64, 128, 8, None)
+NORM_TILE = (32, 256, 8, 128)  # two programs to a multiprocessor: one loads while the other computes
 BACKWARD_ROWS, BACKWARD_PROGRAMS = 8, 1056  # of norm_backward: rows at a time; programs, each with one partial sum of the gain
 
 # What results are stored as. Triton's interpreter rounds to FP8 wrongly and knows no PTX: tests under it store float32 and
@@ -67,10 +68,15 @@ def cast(
   """As `fp8_reference.cast`."""
   m, k = x_MK.shape
   out = _Output(m, k, dtype, row, column, x_MK.device)
-  rows, columns, warps = CAST_TILE
-  _cast_kernel[(triton.cdiv(m, rows), triton.cdiv(k, columns))](
-    x_MK, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k, BM=rows, BK=columns, num_warps=warps, **out.flags
-  )
+  return _launch(_cast_kernel, CAST_TILE, (x_MK,), scale_1, amax_1, out, m, k)
+
+
+def _launch(kernel, tile: tuple, inputs: tuple[Tensor, ...], scale_1: Tensor, amax_1: Tensor, out: _Output, m: int, k: int):
+  rows, columns, warps, registers = tile
+  kernel[(triton.cdiv(m, rows), triton.cdiv(k, columns))](
+    *inputs, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k,
+    BM=rows, BK=columns, num_warps=warps, maxnreg=registers, **out.flags,
+  )  # fmt: skip
   return out.matrices()
 
 
@@ -82,10 +88,11 @@ def norm_cast(
   out = _Output(m, k, FORWARD, True, column, x_MK.device)
   rstd_M = torch.empty(m, device=x_MK.device)
   sum_MK = x_MK if delta_MK is None else torch.empty_like(x_MK)
-  rows, columns, warps = NORM_TILE
+  rows, columns, warps, registers = NORM_TILE
   _norm_cast_kernel[(triton.cdiv(m, rows),)](
     x_MK, delta_MK, sum_MK, gain_K, rstd_M, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k, eps,
-    ADD=delta_MK is not None, BM=rows, BK=columns, CHUNKS=triton.cdiv(k, columns), num_warps=warps, **out.flags,
+    ADD=delta_MK is not None, BM=rows, BK=columns, CHUNKS=triton.cdiv(k, columns),
+    num_warps=warps, maxnreg=registers, **out.flags,
   )  # fmt: skip
   return *out.matrices(), rstd_M, sum_MK
 
@@ -107,11 +114,7 @@ def swiglu_cast(h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, column: bool) -> 
   """As `fp8_reference.swiglu_cast`."""
   m, k = h_MF.shape[0], h_MF.shape[1] // 2
   out = _Output(m, k, FORWARD, True, column, h_MF.device)
-  rows, columns, warps = SWIGLU_TILE
-  _swiglu_cast_kernel[(triton.cdiv(m, rows), triton.cdiv(k, columns))](
-    h_MF, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k, BM=rows, BK=columns, num_warps=warps, **out.flags
-  )
-  return out.matrices()
+  return _launch(_swiglu_cast_kernel, SWIGLU_TILE, (h_MF,), scale_1, amax_1, out, m, k)
 
 
 def dswiglu_cast(
@@ -120,11 +123,7 @@ def dswiglu_cast(
   """As `fp8_reference.dswiglu_cast`."""
   m, k = dy_MK.shape
   out = _Output(m, 2 * k, BACKWARD, row, column, h_MF.device)
-  rows, columns, warps = DSWIGLU_TILE
-  _dswiglu_cast_kernel[(triton.cdiv(m, rows), triton.cdiv(k, columns))](
-    dy_MK, h_MF, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k, BM=rows, BK=columns, num_warps=warps, **out.flags
-  )
-  return out.matrices()
+  return _launch(_dswiglu_cast_kernel, DSWIGLU_TILE, (dy_MK, h_MF), scale_1, amax_1, out, m, k)
 
 
 @triton.jit
@@ -143,8 +142,8 @@ def _read(ptr, rows, columns, m, k, stride):
 
 @triton.jit
 def _largest(y_0, y_1, y_2, y_3):
-  """max |y| of four tiles."""
-  return tl.max(tl.maximum(tl.maximum(tl.abs(y_0), tl.abs(y_1)), tl.maximum(tl.abs(y_2), tl.abs(y_3))))
+  """max |y| of four tiles, place by place."""
+  return tl.maximum(tl.maximum(tl.abs(y_0), tl.abs(y_1)), tl.maximum(tl.abs(y_2), tl.abs(y_3)))
 
 
 @triton.jit
@@ -192,7 +191,7 @@ def _cast_kernel(
   first = 4 * fours
   x_0, x_1 = _read(x_ptr, first, columns, m, k, k), _read(x_ptr, first + 1, columns, m, k, k)
   x_2, x_3 = _read(x_ptr, first + 2, columns, m, k, k), _read(x_ptr, first + 3, columns, m, k, k)
-  tl.atomic_max(amax_ptr, _largest(x_0, x_1, x_2, x_3))
+  tl.atomic_max(amax_ptr, tl.max(_largest(x_0, x_1, x_2, x_3)))
   scale = tl.load(scale_ptr)
   _write(x_0, x_1, x_2, x_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
 
@@ -221,7 +220,7 @@ def _swiglu_cast_kernel(
   first = 4 * fours
   y_0, y_1 = _swiglu(h_ptr, first, columns, m, k, NATIVE), _swiglu(h_ptr, first + 1, columns, m, k, NATIVE)
   y_2, y_3 = _swiglu(h_ptr, first + 2, columns, m, k, NATIVE), _swiglu(h_ptr, first + 3, columns, m, k, NATIVE)
-  tl.atomic_max(amax_ptr, _largest(y_0, y_1, y_2, y_3))
+  tl.atomic_max(amax_ptr, tl.max(_largest(y_0, y_1, y_2, y_3)))
   scale = tl.load(scale_ptr)
   _write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
 
@@ -246,7 +245,7 @@ def _dswiglu_cast_kernel(
   g_1, u_1 = _dswiglu(dy_ptr, h_ptr, first + 1, columns, m, k, NATIVE)
   g_2, u_2 = _dswiglu(dy_ptr, h_ptr, first + 2, columns, m, k, NATIVE)
   g_3, u_3 = _dswiglu(dy_ptr, h_ptr, first + 3, columns, m, k, NATIVE)
-  tl.atomic_max(amax_ptr, tl.maximum(_largest(g_0, g_1, g_2, g_3), _largest(u_0, u_1, u_2, u_3)))
+  tl.atomic_max(amax_ptr, tl.max(tl.maximum(_largest(g_0, g_1, g_2, g_3), _largest(u_0, u_1, u_2, u_3))))
   scale = tl.load(scale_ptr)
   _write(g_0, g_1, g_2, g_3, fours, columns, m, k, 2 * k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
   below = column_ptr + k.to(tl.int64) * (m // 4 if NATIVE else m)
@@ -262,27 +261,28 @@ def _norm_cast_kernel(
   """The stream's rows stay in registers, as they were rounded, between the sum of their squares and the cast."""
   fours, start = _tile(BM, BK, scale_ptr, scale_inv_ptr)
   kept = ()
+  for i in tl.static_range(4 * CHUNKS):  # all loads before the first store, which they might not pass
+    rows, columns = 4 * fours + i // CHUNKS, i % CHUNKS * BK + start
+    x = _read(x_ptr, rows, columns, m, k, k)
+    if ADD:
+      x += _read(delta_ptr, rows, columns, m, k, k)
+    kept = kept + (x.to(sum_ptr.dtype.element_ty),)  # noqa: RUF005
   rstds = ()
   for j in tl.static_range(4):
     rows = 4 * fours + j
     square = tl.zeros([BM // 4], tl.float32)
     for c in tl.static_range(CHUNKS):
-      columns = c * BK + start
-      x = _read(x_ptr, rows, columns, m, k, k)
+      x = kept[CHUNKS * j + c]
       if ADD:
-        x += _read(delta_ptr, rows, columns, m, k, k)
-      rounded = x.to(sum_ptr.dtype.element_ty)
-      if ADD:
+        columns = c * BK + start
         inside = (rows < m)[:, None] & (columns < k)[None, :]
-        tl.store(sum_ptr + rows.to(tl.int64)[:, None] * k + columns[None, :], rounded, inside)
-      x = rounded.to(tl.float32)
-      square += tl.sum(x * x, 1)
-      kept = kept + (rounded,)  # noqa: RUF005
+        tl.store(sum_ptr + rows.to(tl.int64)[:, None] * k + columns[None, :], x, inside)
+      square += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
     rstd = tl.rsqrt(square / k + eps)
     tl.store(rstd_ptr + rows, rstd, rows < m)
     rstds = rstds + (rstd,)  # noqa: RUF005
   scale = tl.load(scale_ptr)
-  largest = 0.0
+  largest = tl.zeros([BM // 4, BK], tl.float32)
   for c in tl.static_range(CHUNKS):
     columns = c * BK + start
     gain = tl.load(gain_ptr + columns, columns < k, 0.0).to(tl.float32)[None, :]
@@ -292,7 +292,7 @@ def _norm_cast_kernel(
     y_3 = kept[3 * CHUNKS + c].to(tl.float32) * rstds[3][:, None] * gain
     largest = tl.maximum(largest, _largest(y_0, y_1, y_2, y_3))
     _write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
-  tl.atomic_max(amax_ptr, largest)
+  tl.atomic_max(amax_ptr, tl.max(largest))
 
 
 @triton.jit
