@@ -28,23 +28,6 @@ def whole(tmp_path_factory) -> Path:
   return workdir
 
 
-def arrays(workdir: Path) -> dict:
-  """The leaves of the newest checkpoint, read without the model."""
-  import orbax.checkpoint as ocp
-
-  manager = ocp.CheckpointManager(workdir.resolve() / 'checkpoints', item_names=('state', 'host'))
-  restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-  manager.close()
-  return restored['state']
-
-
-def same_arrays(a: Path, b: Path) -> bool:
-  x, y = arrays(a), arrays(b)
-  return x.keys() == y.keys() and all(
-    (x[k].tobytes(), x[k].dtype, x[k].shape) == (y[k].tobytes(), y[k].dtype, y[k].shape) for k in x
-  )
-
-
 def test_a_run_leaves_what_it_promises(whole):
   config = json.loads((whole / 'config.json').read_text())
   assert config['model']['d_model'] == 32
@@ -115,7 +98,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, seed):
     process.communicate()
   status, _, errors = tiny.finish(tiny.main(*arguments))
   assert status == 0, errors
-  assert same_arrays(workdir, whole)
+  assert tiny.same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)
 
 
@@ -162,7 +145,7 @@ def test_a_truncated_checkpoint_falls_back_and_says_so(whole, tmp_path):
   assert f'checkpoint of step {steps[-1]} is not usable' in output
   assert 'Traceback' not in errors
   assert f'going on from the checkpoint of step {steps[-2]}' in output
-  assert same_arrays(workdir, whole)
+  assert tiny.same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)
 
 
@@ -271,4 +254,4 @@ def test_states_flatten_to_the_paths_of_a_checkpoint(whole):
 
   spec = tiny.spec()
   state = init_state(spec, build(spec.optimizer, spec.model), {}, torch.device('cpu'))
-  assert flatten(state).keys() == arrays(whole).keys()
+  assert flatten(state).keys() == tiny.arrays(whole).keys()

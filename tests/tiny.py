@@ -66,3 +66,20 @@ def metrics(workdir: Path) -> list[dict]:
   """The lines of metrics.jsonl without what a clock wrote."""
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
+
+
+def arrays(workdir: Path) -> dict:
+  """The leaves of the newest checkpoint, read without the model."""
+  import orbax.checkpoint as ocp
+
+  manager = ocp.CheckpointManager(workdir.resolve() / 'checkpoints', item_names=('state', 'host'))
+  restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  manager.close()
+  return restored['state']
+
+
+def same_arrays(a: Path, b: Path) -> bool:
+  x, y = arrays(a), arrays(b)
+  return x.keys() == y.keys() and all(
+    (x[k].tobytes(), x[k].dtype, x[k].shape) == (y[k].tobytes(), y[k].dtype, y[k].shape) for k in x
+  )

@@ -216,6 +216,7 @@ def _train(
   stop.check('writing the report')
   with _told(report, display, unwritten):
     write_report(workdir)
+  stop.check()
   return result
 
 

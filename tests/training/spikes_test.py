@@ -62,10 +62,15 @@ def test_the_deviation_of_noise_is_its_own_whatever_the_trend():
 def test_another_stage_starts_afresh():
   _, state = run([2.0] * 100, seq_len=8)
   assert run([9.0], seq_len=8, state=state)[0] == [0]
-  found, state = run([9.0] * 60, seq_len=16, state=state)
+  found, state = run([3.5] * 60, seq_len=16, state=state)
   assert found == []
-  assert state['mean'] == 9.0
-  assert run([30.0], seq_len=16, state=state)[0] == [0]
+  assert state['mean'] == 3.5
+  assert run([6.0], seq_len=16, state=state)[0] == [0]
+
+
+def test_a_loss_that_doubles_is_a_spike_from_the_first_step_of_a_stage():
+  _, state = run([2.0] * 100, seq_len=8)
+  assert run([3.9, 4.1, 2.2, 70.0], seq_len=16, state=state)[0] == [1, 3]
 
 
 def test_it_can_be_turned_off():

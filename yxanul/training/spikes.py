@@ -1,8 +1,9 @@
 """Loss spikes, told on the device: a loss far above its running mean, in units of its deviation from step to step.
 
 The deviation comes from successive differences (von Neumann 1941, doi 10.1214/aoms/1177731677): a loss that falls by six
-nats in its first hundred steps has a large variance, but little of it is noise. Each stage starts afresh: another length is
-another loss. A step that is skipped, for whatever reason, moves nothing here.
+nats in its first hundred steps has a large variance, but little of it is noise. Each stage starts afresh, for another length
+is another loss; until a stage has settled, only a loss far above the level of the stage before is a spike. A step that is
+skipped, for whatever reason, moves nothing here.
 """
 
 import torch
@@ -12,12 +13,13 @@ State = dict[str, Tensor]
 
 _SETTLE_STEPS = 50  # of a stage, before any of its losses counts as a spike
 _MEAN_STEPS, _DEVIATION_STEPS = 20, 100  # that the running means reach back, about
+_ASTRAY = 2.0  # times the level: no change of length does that
 _LEAST_DEVIATION = 0.01  # of the mean: large batches are so even that one hard batch would be many deviations away
 
 
 def init(device: torch.device) -> State:
   """Statistics that know nothing: 0-d FP32 tensors; `seq_len` names the stage that they are of."""
-  names = ('mean', 'variance', 'last', 'count', 'seq_len')
+  names = ('mean', 'variance', 'last', 'count', 'level', 'seq_len')
   return {name: torch.zeros((), dtype=torch.float32, device=device) for name in names}
 
 
@@ -40,6 +42,8 @@ def judge(state: State, loss: Tensor, seq_len: int, deviations: float) -> tuple[
   weight = torch.maximum(1.0 / count.clamp(min=1.0), fresh.new_full((), 1.0 / _DEVIATION_STEPS))
   variance = state['variance'] + weight * (half_square - state['variance'])
   limit = deviations * torch.maximum(state['variance'].sqrt(), _LEAST_DEVIATION * state['mean'].abs())
-  spike = (loss - state['mean'] > limit) & (count >= _SETTLE_STEPS) & (deviations > 0)
+  settled, level = count >= _SETTLE_STEPS, state['level']
+  spike = (settled & (loss - state['mean'] > limit)) | ((level > 0) & (loss > _ASTRAY * level))
   after = {'mean': mean, 'variance': variance, 'last': loss.clone(), 'count': count + 1.0}
-  return spike, {**after, 'seq_len': torch.full_like(mean, seq_len)}
+  after['level'] = torch.where(settled, mean, level)  # that the loss had when it was last settled
+  return spike & (deviations > 0), {**after, 'seq_len': torch.full_like(mean, seq_len)}
