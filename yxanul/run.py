@@ -31,7 +31,7 @@ from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.state import TrainState, generator
 from yxanul.training.stop import Stopped, StopRequest, stop_request
-from yxanul.training.trainer import Trainer, set_up_torch
+from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 from yxanul.training.validation import Validation
 
 
@@ -45,15 +45,15 @@ def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None
   started = time.perf_counter()
   check_workdir(spec, workdir)
   require_loggers(spec.training.loggers)
-  curriculum = Curriculum(spec)
   capabilities = detect()
+  curriculum = curriculum_for(spec, capabilities)
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
   training = spec.training
   unwritten: list[str] = []
   with (
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
-    Display(stage_rows(spec), curriculum.total_tokens, price_per_hour) as display,
+    Display(stage_rows(spec, curriculum), curriculum.total_tokens, price_per_hour) as display,
   ):
     if display.is_live:
       stop.tell = display.message
@@ -120,10 +120,11 @@ def _told(path: Path, display: Display, unwritten: list[str]) -> Iterator[None]:
 
 def dry_run(spec: ExperimentSpec) -> None:
   """Shows what `run` would do: parameters, stages, learning rates, memory. Trains nothing, writes nothing."""
-  curriculum = Curriculum(spec)
+  limit_bytes = int(1e9 * spec.training.gpu_memory_gb)
+  curriculum = curriculum_for(spec, Capabilities('cuda', memory_bytes=limit_bytes) if limit_bytes else detect())
   optimizer = spec.optimizer
   tables.print_table(tables.parameter_table(parameter_rows(spec)))
-  tables.print_table(tables.stage_table(stage_rows(spec)))
+  tables.print_table(tables.stage_table(stage_rows(spec, curriculum)))
   lines = (
     f'{curriculum.total_steps:,} steps over {curriculum.total_tokens:,} tokens (budget {spec.curriculum.budget_tokens:,})',
     f'AdamW: betas {optimizer.beta1:g} and {optimizer.beta2:g}, eps {optimizer.eps:g}',
@@ -173,6 +174,8 @@ def _train(
   warming = time.perf_counter()
   trainer.warm(progress.tokens, calibrate_first=not restored, tell=tell)
   progress.seconds_warming += time.perf_counter() - warming
+  curriculum = trainer.curriculum
+  display.plan(stage_rows(spec, curriculum), curriculum.total_tokens)
   resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
@@ -292,6 +295,7 @@ def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, e
     'rollbacks': progress.rollbacks,
     'tokens_rolled_back': progress.tokens_rolled_back,
     'stages': len(curriculum.stages),
+    'batch_sizes': curriculum.batches,
     'engines': engines,
     'resumed_from': resumed_from,
     'versions': {'torch': torch.__version__, **dict(capabilities.versions)},

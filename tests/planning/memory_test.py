@@ -94,7 +94,9 @@ def test_rows_go_through_in_as_few_parts_as_fit():
     assert stage.batch_size % parts == 0
     assert memory.step_bytes(spec, stage, parts) <= limit < memory.step_bytes(spec, stage, parts // 2)
   with pytest.raises(
-    ValueError, match=r'stage of length 2048: needs about .* GB for its smallest part, 2048 tokens, got 1.0 GB'
+    ValueError,
+    match=r'stage 1 \(length 2048\): its smallest part needs about 5\.\d GB, got 1.0 GB: no batch fits; wants '
+    r'--config.training.recompute=blocks, .*--config.training.gpu_memory_gb raised, or --config.curriculum.stages\[0\].seq_len',
   ):
     memory.pieces(spec, stage, int(1e9))
 
@@ -106,3 +108,16 @@ def test_the_largest_batch_keeps_fp8_its_sixteen_tokens():
   assert rows % 2 == 0  # 48 tokens
   assert memory.step_bytes(spec, dataclasses.replace(stage, batch_size=rows)) <= 20e9
   assert memory.step_bytes(spec, dataclasses.replace(stage, batch_size=rows + 2)) > 20e9
+
+
+def test_a_split_stage_is_told_with_the_batch_that_would_fit_whole():
+  stages = (StageSpec(seq_len=512, batch_size=256), StageSpec(seq_len=2048, batch_size=128, step_share_start=0.5))
+  spec = ExperimentSpec(name='x', curriculum=CurriculumSpec(stages=stages))
+  grown = dataclasses.replace(stages[1], batch_size=256)  # as a run may have chosen
+  whole = memory.step_bytes(spec, dataclasses.replace(grown, batch_size=64))
+  line = memory.split_line(spec, grown, 2, whole, devices=2)
+  needs = memory.step_bytes(spec, grown, 1, devices=2) / 1e9
+  assert line == (
+    f'stage 2 (length 2048): 256 rows need about {needs:.1f} GB, got {whole / 1e9:.1f} GB; they go through in 2 parts; at most '
+    '128 rows would go through whole: --config.curriculum.stages[1].batch_size=128'
+  )

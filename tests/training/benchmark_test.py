@@ -16,7 +16,7 @@ from yxanul.training.benchmark import Effort, attempt, figures, measure, narrowe
 from yxanul.training.benchmark_kernels import PARTS, RULES, Kernel, covered_ns, part_of, summarize
 from yxanul.training.curriculum import Curriculum, token_shares
 
-CPU = Capabilities('cpu', 'CPU')
+CPU = Capabilities('cpu', 'CPU', memory_bytes=8 * 10**9)
 SHORT = Effort(steps=2, warmup_steps=1, profile_steps=2)
 KERNELS = Path(benchmark.__file__).resolve().parents[1] / 'kernels'
 

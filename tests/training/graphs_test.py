@@ -23,17 +23,21 @@ def test_every_stage_is_made_once_whatever_the_rates():
   curriculum, made = Curriculum(spec), []
   optimizer = build(spec.optimizer, spec.model)
 
-  def factory(stage, compiled):
+  def factory(stage, compiled, reduction):
     made.append((stage.number, compiled))
-    return make_train_step(spec, stage.spec, optimizer, FP32, TEXT, 1, compiled)
+    return make_train_step(spec, stage.spec, optimizer, FP32, TEXT, 1, compiled, reduction)
+
+  def text(stage):
+    return torch.randint(0, 511, (stage.spec.tokens_per_step + 1,), dtype=torch.int32)
 
   # Without a GPU, `graph` is eager: nothing is compiled and nothing captured.
   cache = StepCache(factory, 'graph', CPU)
-  cache.warm(curriculum.stages, state, lambda stage: pytest.fail('nothing to warm without a GPU'), print)
+  before = clone(state)
+  cache.warm(curriculum.stages, state, text, print)
+  assert all(torch.equal(a, b) for a, b in zip(flatten(state).values(), flatten(before).values(), strict=True))
   for turn in range(3):
     for stage in curriculum.stages:
-      tokens = torch.randint(0, 511, (stage.spec.tokens_per_step + 1,), dtype=torch.int32)
-      state, metrics = cache(stage, state, tokens, learning_rate=1e-3 / (turn + 1), max_norm=0.5 + turn)
+      state, metrics = cache(stage, state, text(stage), learning_rate=1e-3 / (turn + 1), max_norm=0.5 + turn)
       assert metrics.skipped == 0
   assert made == [(stage.number, False) for stage in curriculum.stages]
   assert len(cache) == 10
@@ -93,8 +97,8 @@ def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul):
     generator = torch.Generator().manual_seed(100 * stage.index + seed)
     return torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32).to(device)
 
-  def factory(stage, compiled):
-    return make_train_step(spec, stage.spec, optimizer, engines, text, 1, compiled)
+  def factory(stage, compiled, reduction):
+    return make_train_step(spec, stage.spec, optimizer, engines, text, 1, compiled, reduction)
 
   state = init_state(spec, optimizer, fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}, device)
   if is_fp8(engines):

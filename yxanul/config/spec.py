@@ -124,11 +124,13 @@ class CurriculumSpec:
   """The stages and the budget. Progress is target tokens consumed over `budget_tokens`."""
 
   budget_tokens: int = 2_610_000_000
+  batch_size: str = 'table'  # table: each stage's own; max: for each stage the largest that fits, in one part, into the memory
   stages: tuple[StageSpec, ...] = (StageSpec(),)
 
   def __post_init__(self):
     field = 'curriculum.stages'
     require(self.budget_tokens >= 1, 'curriculum.budget_tokens', self.budget_tokens, 'a positive number of tokens')
+    one_of(self.batch_size, ('table', 'max'), 'curriculum.batch_size')
     require(len(self.stages) >= 1, field, self.stages, 'at least one stage')
     for i, stage in enumerate(self.stages):
       name = f'{field}[{i}]'

@@ -7,8 +7,10 @@ tested without the card. A wish that cannot be met gives the next engine and one
 import dataclasses
 import importlib
 import importlib.metadata
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import torch
 
@@ -37,7 +39,7 @@ class Capabilities:
   device: str  # cuda | cpu
   name: str = ''
   compute_capability: tuple[int, int] = (0, 0)  # (9, 0) is Hopper; (0, 0) on a CPU
-  memory_bytes: int = 0
+  memory_bytes: int = 0  # of the device; on a CPU the machine's, or what its control group leaves
   versions: tuple[tuple[str, str], ...] = ()  # of libraries that load
   missing: tuple[tuple[str, str], ...] = ()  # libraries that do not, and why
 
@@ -60,7 +62,7 @@ def detect() -> Capabilities:
   versions, missing = [('torch', torch.__version__)], []
   if not torch.cuda.is_available():
     missing = [(library, 'needs a GPU') for library in _LIBRARIES]
-    return Capabilities('cpu', 'CPU', versions=tuple(versions), missing=tuple(missing))
+    return Capabilities('cpu', 'CPU', memory_bytes=_host_bytes(), versions=tuple(versions), missing=tuple(missing))
   versions += [('cuda', str(torch.version.cuda)), ('cudnn', str(torch.backends.cudnn.version()))]
   for library, (module, distribution) in _LIBRARIES.items():
     try:
@@ -89,6 +91,14 @@ def driver() -> dict[str, str] | None:
   if told.returncode or not told.stdout.strip():
     return None
   return dict(zip(('name', 'driver', 'memory'), map(str.strip, told.stdout.splitlines()[0].split(',')), strict=True))
+
+
+def _host_bytes() -> int:
+  machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  # A container's limit, under either version of control groups; one that has none says 'max', or a number past any machine.
+  limits = (Path('/sys/fs/cgroup', name) for name in ('memory.max', 'memory/memory.limit_in_bytes'))
+  texts = [path.read_text().strip() for path in limits if path.is_file()]
+  return min([machine, *(int(text) for text in texts if text.isdecimal())])
 
 
 def choose_engines(capabilities: Capabilities, precision: PrecisionSpec, head_width: int = 128) -> Engines:

@@ -179,11 +179,36 @@ def pieces(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: i
       f'stage of length {stage.seq_len}: got {stage.batch_size} rows for {devices} devices, wants as many for each that its '
       f'tokens divide by {multiple}'
     )
-  smallest = possible[-1]
-  raise ValueError(
-    f'stage of length {stage.seq_len}: needs about {step_bytes(spec, stage, smallest, devices) / 1e9:.1f} GB for its smallest '
-    f'part, {rows * stage.seq_len // smallest} tokens, got {memory_bytes / 1e9:.1f} GB; wants a smaller model or '
-    '--config.training.gpu_memory_gb raised'
+  raise ValueError(too_little(spec, stage, step_bytes(spec, stage, possible[-1], devices), memory_bytes))
+
+
+def _place(spec: ExperimentSpec, stage: StageSpec) -> int:
+  """Index of a stage, whatever its batch became: no two start at the same share."""
+  return [s.step_share_start for s in spec.curriculum.stages].index(stage.step_share_start)
+
+
+def too_little(spec: ExperimentSpec, stage: StageSpec, need_bytes: int, memory_bytes: int) -> str:
+  """The line for a stage of which not even the smallest part, which needs `need_bytes`, fits."""
+  place = _place(spec, stage)
+  wishes = ['a smaller model', '--config.training.gpu_memory_gb raised']
+  if spec.training.recompute == 'none':
+    wishes.insert(0, '--config.training.recompute=blocks')
+  return (
+    f'stage {place + 1} (length {stage.seq_len}): its smallest part needs about {need_bytes / 1e9:.1f} GB, got '
+    f'{memory_bytes / 1e9:.1f} GB: no batch fits; wants {", ".join(wishes[:-1])} or {wishes[-1]}, or '
+    f'--config.curriculum.stages[{place}].seq_len lowered'
+  )
+
+
+def split_line(spec: ExperimentSpec, stage: StageSpec, parts: int, memory_bytes: int, devices: int = 1) -> str:
+  """What to tell about a stage whose rows go through in parts: the need, what would fit whole, and how to ask for it."""
+  place = _place(spec, stage)
+  whole = devices * largest_batch(spec, stage, memory_bytes)
+  override = f'--config.curriculum.stages[{place}].batch_size={whole}'
+  return (
+    f'stage {place + 1} (length {stage.seq_len}): {stage.batch_size} rows need about '
+    f'{step_bytes(spec, stage, 1, devices) / 1e9:.1f} GB, got {memory_bytes / 1e9:.1f} GB; they go through in {parts} parts'
+    + (f'; at most {whole} rows would go through whole: {override}' if whole else '')
   )
 
 

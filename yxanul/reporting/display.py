@@ -38,8 +38,7 @@ class Display:
     `price_per_hour` is in dollars, of the whole machine. `log` receives the plain lines (default: the console's file, flushed);
     it is not used on a terminal.
     """
-    self._stages = {row['stage']: row for row in stage_rows}
-    self._budget_tokens = budget_tokens
+    self.plan(stage_rows, budget_tokens)
     self._price_per_hour = price_per_hour
     self._outlook: Mapping[str, Any] = {}
     self._console = console or Console()
@@ -51,6 +50,11 @@ class Display:
     self._live: Live | None = None
     if self._console.is_terminal and not self._console.is_dumb_terminal:
       self._live = Live(self._render(), console=self._console, auto_refresh=False)
+
+  def plan(self, stage_rows: Sequence[Mapping[str, Any]], budget_tokens: int) -> None:
+    """Takes other stages, when the run has changed its mind about them."""
+    self._stages = {row['stage']: row for row in stage_rows}
+    self._budget_tokens = budget_tokens
 
   def __enter__(self) -> 'Display':
     if self._live:

@@ -16,6 +16,7 @@ short is not lost. Nothing stays in the workdir but the prepared data.
 
 import dataclasses
 import difflib
+import functools
 import json
 import platform
 import shlex
@@ -44,12 +45,13 @@ Result = dict[str, Any]
 
 
 class _Report:
-  """Where lines, tables and the JSON go. With --json=- standard output is the JSON's alone."""
+  """Where lines, tables and the JSON go: from the first process alone. With --json=- standard output is the JSON's."""
 
-  def __init__(self):
+  def __init__(self, processes: Any):
     from rich.console import Console
 
-    self.console = Console(stderr=_JSON.value == '-')
+    self.processes = processes
+    self.console = Console(stderr=_JSON.value == '-', quiet=not processes.first)
 
   def line(self, text: str) -> None:
     self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -60,7 +62,7 @@ class _Report:
     tables.print_table(table, self.console)
 
   def save(self, result: Result) -> None:
-    if _JSON.value and _JSON.value != '-':
+    if _JSON.value and _JSON.value != '-' and self.processes.first:
       Path(_JSON.value).write_text(json.dumps(result, indent=1) + '\n')
 
 
@@ -107,7 +109,7 @@ def _stages(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
     result.update(figures=benchmark.figures(measured), **measured)
     report.save(result)
 
-  measured = benchmark.measure(spec, stages, prepared, capabilities, effort, report.line, save)
+  measured = benchmark.measure(spec, stages, prepared, capabilities, effort, report.line, save, report.processes)
   report.table(bench_tables.stage_table(measured))
   if parts := bench_tables.parts_table(measured):
     report.table(parts)
@@ -240,22 +242,27 @@ def main() -> None:
   if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
     raise ValueError(f'--json={_JSON.value}: the folder does not exist')
   # Whatever needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
-  report = _Report()
-  if _WHAT.value in KERNELS:
-    result = _kernel(cli.spec()[1].model if flags.FLAGS['config'].present else ModelSpec(), report)
-  else:
-    result = _of_experiment(report)
-  report.save(result)
-  if _JSON.value == '-':
-    print(json.dumps(result, indent=1))
+  measure = _kernel_benchmark() if _WHAT.value in KERNELS else _experiment_benchmark()
+  from yxanul.training.distributed import join
+
+  with join() as processes:
+    report = _Report(processes)
+    result = measure(report)
+    report.save(result)
+    if _JSON.value == '-' and processes.first:
+      print(json.dumps(result, indent=1))
 
 
-def _of_experiment(report: _Report) -> Result:
+def _kernel_benchmark() -> Callable[[_Report], Result]:
+  return functools.partial(_kernel, cli.spec()[1].model if flags.FLAGS['config'].present else ModelSpec())
+
+
+def _experiment_benchmark() -> Callable[[_Report], Result]:
   spec = cli.spec()[1]
   stages = _chosen_stages(spec)
   if not spec.data.directory and not _WORKDIR.value:
     raise ValueError('--workdir: missing, wants the folder for the prepared data (or config.data.directory)')
-  return BENCHMARKS[_WHAT.value](spec, stages, report)
+  return functools.partial(BENCHMARKS[_WHAT.value], spec, stages)
 
 
 if __name__ == '__main__':

@@ -33,11 +33,12 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning import flops
 from yxanul.training import benchmark_kernels
 from yxanul.training.curriculum import Curriculum, Stage, token_shares
+from yxanul.training.distributed import ALONE, Processes
 from yxanul.training.graphs import StepCache
 from yxanul.training.metrics import MetricsQueue
 from yxanul.training.state import TrainState
 from yxanul.training.step import is_fp8
-from yxanul.training.trainer import Trainer, set_up_torch
+from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -69,6 +70,7 @@ class Subject:
   warm_seconds: float = 0.0
   peak_bytes: int | None = None  # the most that was allocated so far, warming included; None without a GPU
   reserved_bytes: int | None = None
+  processes: Processes = ALONE
 
   @property
   def on_gpu(self) -> bool:
@@ -76,7 +78,7 @@ class Subject:
 
   def batches(self, stage: Stage) -> Iterator[torch.Tensor]:
     shape = itertools.repeat((stage.spec.batch_size, stage.spec.seq_len))
-    with Loader(self.stream, stage.start_tokens, shape, self.device) as loader:
+    with Loader(self.stream, stage.start_tokens, shape, self.device, self.processes.rank, self.processes.world) as loader:
       for tokens, _ in loader:
         yield tokens if self.step.captured else tokens.to(self.device, non_blocking=True)
 
@@ -126,18 +128,20 @@ def measure(
   effort: Effort,
   tell: Tell,
   save: Callable[[Row], None] = lambda _: None,
+  processes: Processes = ALONE,
 ) -> Row:
   """The figures of the stages (numbers from 1, ascending) of `spec`: 'stages', 'schedule' and how they were come by.
 
   Args:
     tell: takes a line about each stage.
     save: takes the result as far as it is, after each stage.
+    processes: that take the steps together; rates are those of all, memory is that of one.
 
   Raises:
     ValueError: as `Trainer`.
   """
   shares = token_shares(spec.curriculum)
-  subject = _subject(spec, stages, prepared, capabilities, tell)
+  subject = _subject(spec, stages, prepared, capabilities, tell, processes)
   rows = []
   result = {
     'experiment': spec.name,
@@ -146,6 +150,7 @@ def measure(
     'notes': subject.engines.notes,
     'execution': spec.training.execution,
     'graphs': subject.step.captured,
+    'processes': processes.world,
     'warm_seconds': subject.warm_seconds,
     'peak_flops': subject.peak_flops,
     'peak_bytes': None,
@@ -196,34 +201,41 @@ def matmul_format(engines: Engines, precision: PrecisionSpec) -> str:
 
 
 def _subject(
-  spec: ExperimentSpec, stages: Sequence[int], prepared: Prepared, capabilities: Capabilities, tell: Tell
+  spec: ExperimentSpec,
+  stages: Sequence[int],
+  prepared: Prepared,
+  capabilities: Capabilities,
+  tell: Tell,
+  processes: Processes,
 ) -> Subject:
   spec = narrowed(spec, stages)
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   for note in engines.notes:
     tell(note)
-  device, curriculum = set_up_torch(spec, capabilities), Curriculum(spec)
+  device, curriculum = set_up_torch(spec, capabilities), curriculum_for(spec, capabilities, processes)
   release(device)
-  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
+  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared, processes)
   begin = time.perf_counter()
   trainer.warm(0, calibrate_first=True, tell=tell)
   seconds, choices = time.perf_counter() - begin, trainer.choices()
+  peak = flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision))
   subject = Subject(
     spec=spec,
-    curriculum=curriculum,
+    curriculum=trainer.curriculum,
     engines=engines,
     device=device,
-    peak_flops=flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision)),
+    peak_flops=peak and processes.world * peak,
     stream=Stream(prepared.train, spec.seed),
     pieces=choices['pieces'],
     attention=choices['attention'],
     step=trainer.step,
     state=trainer.state,
     warm_seconds=seconds,
+    processes=processes,
   )
   subject.note_memory()
   subject.peak_bytes = (
-    max((trainer.step.peak_bytes(stage) or 0 for stage in curriculum.stages), default=0) or subject.peak_bytes
+    max((trainer.step.peak_bytes(stage) or 0 for stage in trainer.curriculum.stages), default=0) or subject.peak_bytes
   )
   return subject
 
@@ -263,6 +275,7 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     # A graph's replay allocates nothing: what its stage needs showed when the step ran before its capture.
     'peak_bytes': subject.step.peak_bytes(stage) if subject.step.captured else peak_bytes,
     'loss': sum(v[0] for v in values) / len(values),
+    'losses': [v[0] for v in values],
     'skipped_steps': int(sum(v[4] for v in values)),
   }
 

@@ -65,8 +65,8 @@ def measure_peer(
   text = Text(spec.model.vocab_size - 1, torch.zeros(spec.model.vocab_size, dtype=torch.int32, device=device))
   optimizer = build(spec.optimizer, spec.model)
 
-  def make(stage, compiled):
-    return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled)
+  def make(stage, compiled, reduction):
+    return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled, reduction)
 
   subject = Subject(
     spec=spec,

@@ -9,8 +9,12 @@ on the batch that a larger card runs nor on the number of processes; only the nu
 import bisect
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from yxanul.config.spec import CurriculumSpec, ExperimentSpec, OptimizerSpec, StageSpec
+from yxanul.planning import memory
+
+_LEAST_STEPS = 8  # of a stage, however large its batch could be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +48,56 @@ def lr_factor(stage: StageSpec, spec: OptimizerSpec) -> float:
   return stage.lr_scale * scaling
 
 
+def largest_batches(spec: ExperimentSpec, memory_bytes: int, devices: int = 1) -> list[int]:
+  """The rows of every stage under `curriculum.batch_size = 'max'`: as many as fit whole into each device, by the estimate.
+
+  At most a 16th is given up to make the number divisible, and a stage keeps at least 8 steps.
+
+  Raises:
+    ValueError: not even the smallest batch of a stage fits.
+  """
+  batches = []
+  for stage, share in zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True):
+    smallest = _rows_multiple(spec, stage)
+    most = int(share * spec.curriculum.budget_tokens / _LEAST_STEPS / stage.seq_len / devices)
+    rows = min(memory.largest_batch(spec, stage, memory_bytes), max(most, smallest))
+    if rows < smallest:
+      least = dataclasses.replace(stage, batch_size=smallest)
+      raise ValueError(memory.too_little(spec, least, memory.step_bytes(spec, least), memory_bytes))
+    batches.append(devices * (rows - rows % _unit(rows, smallest)))
+  return batches
+
+
+def smaller_batch(spec: ExperimentSpec, stage: StageSpec, devices: int = 1) -> int:
+  """The next batch below the stage's, some 16th smaller; 0 where there is none."""
+  rows = stage.batch_size // devices
+  return devices * (rows - _unit(rows, _rows_multiple(spec, stage)))
+
+
+def _rows_multiple(spec: ExperimentSpec, stage: StageSpec) -> int:
+  return 16 // math.gcd(16, stage.seq_len) if spec.precision.matmul == 'fp8' else 1
+
+
+def _unit(rows: int, multiple: int) -> int:
+  return max(multiple, 2 ** (rows.bit_length() - 5) if rows >= 32 else 1)
+
+
 class Curriculum:
   """The stage table of one run. A stage runs whole steps until its share of the tokens is consumed or passed.
+
+  Args:
+    batches: rows of every stage, in place of the configuration's.
 
   Raises:
     ValueError: the budget is too small for a stage to have a step.
   """
 
-  def __init__(self, spec: ExperimentSpec):
+  def __init__(self, spec: ExperimentSpec, batches: Sequence[int] | None = None):
+    specs = spec.curriculum.stages
+    if batches is not None:
+      specs = [dataclasses.replace(stage, batch_size=rows) for stage, rows in zip(specs, batches, strict=True)]
     stages, consumed, step, planned = [], 0, 0, 0.0
-    for index, (stage, share) in enumerate(zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True)):
+    for index, (stage, share) in enumerate(zip(specs, token_shares(spec.curriculum), strict=True)):
       planned += share * spec.curriculum.budget_tokens
       # The millionth keeps a boundary that floating point put a hair past a whole step from costing one more.
       n_steps = math.ceil((planned - consumed) / stage.tokens_per_step - 1e-6)
@@ -67,6 +111,11 @@ class Curriculum:
       consumed, step = end, step + n_steps
     self.stages = tuple(stages)
     self._ends = [stage.end_tokens for stage in stages]
+
+  @property
+  def batches(self) -> list[int]:
+    """Rows of every stage."""
+    return [stage.spec.batch_size for stage in self.stages]
 
   @property
   def total_tokens(self) -> int:

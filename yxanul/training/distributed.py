@@ -18,8 +18,8 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ from yxanul.model.transformer import Params
 
 PEER_SECONDS = 600  # without a word from the others, after which they are given up
 EXIT_PEER_LOST = 1
+
+T = TypeVar('T')
 
 
 class PeerLost(RuntimeError):
@@ -88,11 +90,35 @@ class Processes:
       dist.broadcast_object_list(box)
     return json.loads(box[0])
 
+  def fitting(self, run: Callable[['Reduction | None'], T], reduction: 'Reduction | None', smaller: Callable[[], None]) -> T:
+    """`run(reduction)`, once it fits into every process's memory; before each new try `smaller` is called on all of them.
+
+    With several processes it is tried without the reduction first: one that runs out of memory must not keep the others
+    waiting inside a sum.
+    """
+    while True:
+      result, fits = None, True
+      try:
+        result = run(None)
+      except RuntimeError as error:
+        if not is_out_of_memory(error):
+          raise
+        fits = False
+      # Only here is the error gone, and with it the frames that held what was allocated.
+      if not self.any(not fits):
+        return result if self.world == 1 else run(reduction)
+      result = None
+      if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+      smaller()
+
   def check(self, spec: ExperimentSpec) -> None:
     """
     Raises:
-      ValueError: a batch cannot be shared out evenly, in rows and in what FP8 needs.
+      ValueError: a batch of the table cannot be shared out evenly, in rows and in what FP8 needs.
     """
+    if spec.curriculum.batch_size == 'max':
+      return
     for i, stage in enumerate(spec.curriculum.stages):
       rows, left = divmod(stage.batch_size, self.world)
       fp8 = spec.precision.matmul == 'fp8'
@@ -102,6 +128,18 @@ class Processes:
           f'config.curriculum.stages[{i}].batch_size: got {stage.batch_size}, wants a multiple of the {self.world} '
           f'processes{tokens}'
         )
+
+
+ALONE = Processes()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+  """Whether memory ran out: here, or in what this error came from (ending a capture that failed fails in its own way)."""
+  while error is not None:
+    if isinstance(error, torch.OutOfMemoryError) or 'out of memory' in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 @contextlib.contextmanager
@@ -115,7 +153,7 @@ def join() -> Iterator[Processes]:
   """
   rank, world = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
   if world == 1:
-    yield Processes()
+    yield ALONE
     return
   backend = 'gloo'
   if torch.cuda.is_available():

@@ -8,8 +8,8 @@ Execution is the experiment's choice:
 
 A graph reads and writes fixed memory: the state's own tensors, and buffers for tokens and rates. All graphs share one
 memory pool; that is sound because they never overlap and nothing but the metrics, which are copied out in stream order,
-leaves a replay. Warming runs each step once outside a graph (kernels compile, are tuned and find their workspaces),
-captures it, and puts the state back as it was.
+leaves a replay. Warming runs each step once outside a graph (kernels compile, are tuned and find their workspaces, and a
+step that does not fit into the memory is made again, smaller), captures it, and puts the state back as it was.
 """
 
 import time
@@ -19,17 +19,30 @@ import torch
 from torch import Tensor
 
 from yxanul.training.curriculum import Stage
+from yxanul.training.distributed import ALONE, Processes, Reduction, is_out_of_memory
 from yxanul.training.state import TrainState, flatten
 from yxanul.training.step import StepMetrics, TrainStep
 
-Make = Callable[[Stage, bool], TrainStep]  # (stage, compiled)
+Make = Callable[[Stage, bool, Reduction | None], TrainStep]  # (stage, compiled, reduction)
+
+
+def _refuse(stage: Stage) -> None:
+  raise ValueError(f'stage {stage.number} (length {stage.spec.seq_len}): out of memory')
 
 
 class StepCache:
   """`cache(stage, state, tokens, lr, max_norm)` runs that stage's step, made on its first use or by `warm`."""
 
-  def __init__(self, make: Make, execution: str, device: torch.device):
+  def __init__(
+    self,
+    make: Make,
+    execution: str,
+    device: torch.device,
+    processes: Processes = ALONE,
+    reduction: Reduction | None = None,
+  ):
     self._make, self._device = make, device
+    self._processes, self._reduction = processes, reduction
     self._compiled = execution == 'compile' or (execution == 'graph' and device.type == 'cuda')
     self._captures = execution == 'graph' and device.type == 'cuda'
     self._steps: dict[int, TrainStep | _Captured] = {}
@@ -51,43 +64,76 @@ class StepCache:
     step = self._steps.get(stage.index)
     return step.peak_bytes if isinstance(step, _Captured) else None
 
-  def _step(self, stage: Stage) -> TrainStep:
-    return self._make(stage, self._compiled)
-
   def warm(
-    self, stages: Sequence[Stage], state: TrainState, tokens: Callable[[Stage], Tensor], tell: Callable[[str], None]
+    self,
+    stages: Sequence[Stage],
+    state: TrainState,
+    tokens: Callable[[Stage], Tensor],
+    tell: Callable[[str], None],
+    smaller: Callable[[Stage], None] = _refuse,
   ) -> None:
-    """Captures the step of every stage ahead of its use; the state is the same afterwards. Only under `graph` on a GPU.
+    """Runs the step of every stage once, and captures it under `graph` on a GPU; the state is the same afterwards.
 
     Args:
       stages: those that the run will still see.
       state: the run's own: the graphs work on its tensors.
       tokens: text of the shape of a stage's batch, on the device.
       tell: takes a line about each stage.
+      smaller: makes the next try of a stage need less memory, when it ran out; or raises.
     """
-    if not self._captures:
-      return
     before = {path: leaf.to('cpu', copy=True) for path, leaf in flatten(state).items()}
     started = time.perf_counter()
-    captured = {stage.index: _Captured(self._step(stage), state, tokens(stage)) for stage in stages}
-    tell(f'{len(stages)} stages compiled and tuned in {time.perf_counter() - started:.1f} s')
-    # Only now, and with nothing cached: a graph's pool is closed to whatever runs outside it.
-    torch.cuda.empty_cache()
-    started, pool = time.perf_counter(), torch.cuda.graph_pool_handle()
-    # The largest first: the others then find their memory in the pool.
-    for stage in sorted(stages, key=lambda s: -s.spec.tokens_per_step):
-      captured[stage.index].capture(pool)
-    self._steps.update(captured)
-    tell(f'{len(stages)} stages captured in {time.perf_counter() - started:.1f} s')
+    for stage in stages:
+      self._steps[stage.index] = self._first_run(stage, state, tokens, smaller)
+    if self._captures:
+      tell(f'{len(stages)} stages compiled and tuned in {time.perf_counter() - started:.1f} s')
+      started = time.perf_counter()
+      while (failed := self._capture(stages)) is not None:
+        smaller(failed)
+        self._steps[failed.index] = self._first_run(failed, state, tokens, smaller)
+      tell(f'{len(stages)} stages captured in {time.perf_counter() - started:.1f} s')
     for path, leaf in flatten(state).items():
       leaf.copy_(before[path])
-    torch.cuda.synchronize(self._device)
+    if self._device.type == 'cuda':
+      torch.cuda.synchronize(self._device)
+
+  def _first_run(
+    self, stage: Stage, state: TrainState, tokens: Callable[[Stage], Tensor], smaller: Callable[[Stage], None]
+  ) -> 'TrainStep | _Captured':
+    def run(reduction: Reduction | None) -> TrainStep | _Captured:
+      step = self._make(stage, self._compiled, reduction)
+      if self._captures:
+        return _Captured(step, state, tokens(stage))
+      step(state, tokens(stage), *torch.zeros(2, device=self._device).unbind())
+      return step
+
+    return self._processes.fitting(run, self._reduction, lambda: smaller(stage))
+
+  def _capture(self, stages: Sequence[Stage]) -> Stage | None:
+    """Captures all stages anew; the stage at which some process ran out of memory, None when all are captured."""
+    for step in self._steps.values():
+      step.release()
+    # Only now, and with nothing cached: a graph's pool is closed to whatever runs outside it.
+    torch.cuda.empty_cache()
+    pool = torch.cuda.graph_pool_handle()
+    # The largest first: the others then find their memory in the pool.
+    for stage in sorted(stages, key=lambda s: -s.spec.tokens_per_step):
+      fits = True
+      try:
+        self._steps[stage.index].capture(pool)
+      except RuntimeError as error:
+        if not is_out_of_memory(error):
+          raise
+        fits = False
+      if self._processes.any(not fits):
+        return stage
+    return None
 
   def __call__(
     self, stage: Stage, state: TrainState, tokens: Tensor, learning_rate: float, max_norm: float
   ) -> tuple[TrainState, StepMetrics]:
     if stage.index not in self._steps:
-      self._steps[stage.index] = self._step(stage)
+      self._steps[stage.index] = self._make(stage, self._compiled, self._reduction)
     step = self._steps[stage.index]
     if isinstance(step, _Captured):
       return step(state, tokens, learning_rate, max_norm)
@@ -119,6 +165,10 @@ class _Captured:
       if new[path] is not leaf:
         leaf.copy_(new[path])
     return metrics
+
+  def release(self) -> None:
+    """Forgets the graph, and gives its memory back."""
+    self._graph = self._metrics = None
 
   def capture(self, pool) -> None:
     self._graph = torch.cuda.CUDAGraph()

@@ -9,9 +9,9 @@ from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, token_shares
 
 
-def stage_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
+def stage_rows(spec: ExperimentSpec, curriculum: Curriculum) -> list[dict[str, Any]]:
   """One row a stage, as `reporting.tables.stage_table` takes them."""
-  curriculum, shares = Curriculum(spec), token_shares(spec.curriculum)
+  shares = token_shares(spec.curriculum)
   rows = []
   limit = int(memory.USABLE_SHARE * spec.training.gpu_memory_gb * 1e9)
   for stage in curriculum.stages:

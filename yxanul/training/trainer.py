@@ -1,6 +1,7 @@
-"""A run's moving parts put together for one device: state, text, steps, and the choices made at warm-up."""
+"""A run's moving parts put together for one process: state, text, steps, and the choices made at warm-up."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from yxanul.kernels import attention, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines
 from yxanul.optim.build import build
 from yxanul.planning import memory
-from yxanul.training.curriculum import Curriculum, Stage
+from yxanul.training.curriculum import Curriculum, Stage, largest_batches, smaller_batch
+from yxanul.training.distributed import ALONE, Processes, Reduction
 from yxanul.training.graphs import StepCache
-from yxanul.training.state import init_state
+from yxanul.training.state import TrainState, init_state
 from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 
 
@@ -38,8 +40,28 @@ def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.devi
   return torch.device(capabilities.device)
 
 
+def usable_bytes(spec: ExperimentSpec, capabilities: Capabilities) -> int:
+  """Memory that a plan may fill: a share of the device's, or of what the configuration allows."""
+  return int(memory.USABLE_SHARE * min(spec.training.gpu_memory_gb * 1e9 or math.inf, capabilities.memory_bytes))
+
+
+def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: Processes = ALONE) -> Curriculum:
+  """The stage table on this device: under `curriculum.batch_size = 'max'` its batches are what should fit into the memory.
+
+  Raises:
+    ValueError: as `Curriculum`, or nothing fits, or the batches cannot be shared out among the processes.
+  """
+  processes.check(spec)
+  if spec.curriculum.batch_size == 'table':
+    return Curriculum(spec)
+  batches = largest_batches(spec, usable_bytes(spec, capabilities), processes.world)
+  return Curriculum(spec, processes.from_first(batches))
+
+
 class Trainer:
   """`state` and what moves it. Nothing here reads a clock or writes a file.
+
+  Under `curriculum.batch_size = 'max'` a checkpoint's choices and the warm-up may change `curriculum`.
 
   Raises:
     ValueError: a stage does not fit into the memory; the tokenizer or the groups do not fit the model.
@@ -53,54 +75,110 @@ class Trainer:
     engines: Engines,
     device: torch.device,
     prepared: Prepared,
+    processes: Processes = ALONE,
   ):
     self.spec, self.curriculum, self.device = spec, curriculum, device
-    self.engines = engines
+    self.engines, self.processes = engines, processes
+    self.reduction = Reduction(processes.world, device) if processes.world > 1 else None
     self.text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
     self.optimizer = build(spec.optimizer, spec.model)
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self.state = init_state(spec, self.optimizer, fp8_state, device)
     self._stream = Stream(prepared.train, spec.seed)
-    self._pieces = [self._pieces_of(stage, capabilities) for stage in curriculum.stages]
+    self._memory_bytes = usable_bytes(spec, capabilities)
+    self._pieces = self._planned_pieces()
     self._attention = [engines.attention] * len(curriculum.stages)
     self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'
+    self._may_shrink = spec.curriculum.batch_size == 'max'
     self.step: StepCache | None = None
 
-  def _pieces_of(self, stage: Stage, capabilities: Capabilities) -> int:
-    if capabilities.device != 'cuda':
-      return 1
-    limit = self.spec.training.gpu_memory_gb * 1e9 or capabilities.memory_bytes
-    return memory.pieces(self.spec, stage.spec, int(memory.USABLE_SHARE * min(limit, capabilities.memory_bytes)))
+  def _planned_pieces(self) -> list[int]:
+    world, stages = self.processes.world, self.curriculum.stages
+    return [self.processes.largest(memory.pieces(self.spec, s.spec, self._memory_bytes, world)) for s in stages]
 
   def choices(self) -> dict[str, Any]:
     """What was chosen for this device; it belongs in the checkpoint, or a resumed run would not be the same."""
     engines = {name: value for name, value in dataclasses.asdict(self.engines).items() if name != 'notes'}
-    return {'engines': engines, 'pieces': self._pieces, 'attention': self._attention}
+    return {
+      'engines': engines,
+      'batches': self.curriculum.batches,
+      'pieces': self._pieces,
+      'attention': self._attention,
+      'processes': self.processes.world,
+    }
 
   def choose(self, choices: dict[str, Any]) -> None:
     """Takes the choices of a checkpoint instead."""
     self.engines = dataclasses.replace(self.engines, **choices['engines'])
-    self._pieces, self._attention = choices['pieces'], choices['attention']
-    self._measures_attention = False
+    self.curriculum = Curriculum(self.spec, choices['batches'])
+    self._attention = choices['attention']
+    # Other processes have other shares of the rows: the parts that those go through in are this run's own again.
+    self._pieces = choices['pieces'] if choices['processes'] == self.processes.world else self._planned_pieces()
+    self._measures_attention = self._may_shrink = False
 
   def warm(self, position: int, calibrate_first: bool, tell: Callable[[str], None]) -> None:
-    """Makes the steps: calibrates the FP8 scales of a new run, and captures the graphs of the stages from `position` on."""
-    if calibrate_first and is_fp8(self.engines):
-      first = self.curriculum.stages[0]
-      # Calibration runs without FP8 and unfused, which keeps some three times as much: parts a quarter as large.
-      rows = first.spec.batch_size
-      parts = next((n for n in range(4 * self._pieces[0], rows) if rows % n == 0), rows)
-      self.state = calibrate(self.state, self._tokens(first, 0), first.spec, self.spec, self.engines, self.text, parts)
-    if self._measures_attention and self.engines.linear != 'fp32':
-      self._attention = [self._fastest_attention(stage, tell) for stage in self.curriculum.stages]
+    """Makes the steps of the stages from `position` on: each runs once, and is made smaller where memory does not suffice.
 
-    def make(stage: Stage, compiled: bool):
-      engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
-      return make_train_step(self.spec, stage.spec, self.optimizer, engines, self.text, self._pieces[stage.index], compiled)
+    Calibrates the FP8 scales of a new run first.
 
-    self.step = StepCache(make, self.spec.training.execution, self.device)
+    Raises:
+      ValueError: a stage cannot be made small enough.
+    """
     left = [stage for stage in self.curriculum.stages if stage.end_tokens > position]
-    self.step.warm(left, self.state, lambda stage: self._tokens(stage, stage.start_tokens), tell)
+    for stage in left:
+      parts, world = self._pieces[stage.index], self.processes.world
+      if parts > 1:
+        tell(memory.split_line(self.spec, stage.spec, parts, self._memory_bytes, world))
+    if calibrate_first and is_fp8(self.engines):
+      self._calibrate()
+    if self._measures_attention and self.engines.linear != 'fp32':
+      self._attention = self.processes.from_first([self._fastest_attention(stage, tell) for stage in self.curriculum.stages])
+
+    def make(stage: Stage, compiled: bool, reduction: Reduction | None):
+      engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
+      now = self.curriculum.stages[stage.index].spec
+      return make_train_step(self.spec, now, self.optimizer, engines, self.text, self._pieces[stage.index], compiled, reduction)
+
+    self.step = StepCache(make, self.spec.training.execution, self.device, self.processes, self.reduction)
+    self.step.warm(left, self.state, self._first_tokens, tell, lambda stage: self._make_smaller(stage, tell))
+
+  def _calibrate(self) -> None:
+    first = self.curriculum.stages[0]
+    rows = first.spec.batch_size // self.processes.world
+    # Calibration runs without FP8 and unfused, which keeps some three times as much: parts a quarter as large.
+    parts = [n for n in range(min(4 * self._pieces[0], rows), rows + 1) if rows % n == 0]
+
+    def run(reduction: Reduction | None) -> TrainState:
+      arguments = (self.state, self._first_tokens(first), first.spec, self.spec, self.engines, self.text)
+      return calibrate(*arguments, parts[0], reduction)
+
+    def smaller() -> None:
+      parts.pop(0)
+      if not parts:
+        raise ValueError(f'out of memory while calibrating FP8 over single rows of {first.spec.seq_len} tokens')
+
+    self.state = self.processes.fitting(run, self.reduction, smaller)
+
+  def _make_smaller(self, stage: Stage, tell: Callable[[str], None]) -> None:
+    """After a stage ran out of memory: a smaller batch where the run may still choose it, or else twice the parts."""
+    now, world = self.curriculum.stages[stage.index].spec, self.processes.world
+    what = f'stage {stage.number} (length {now.seq_len}): out of memory'
+    if self._may_shrink and (rows := smaller_batch(self.spec, now, world)):
+      batches = self.curriculum.batches
+      batches[stage.index] = rows
+      self.curriculum = Curriculum(self.spec, batches)
+      tell(f'{what} with {now.batch_size} rows; {rows} from now on')
+      return
+    rows, parts = now.batch_size // world, self._pieces[stage.index]
+    multiple = 16 if self.spec.precision.matmul == 'fp8' else 1
+    possible = [n for n in range(2 * parts, rows + 1) if rows % n == 0 and rows * now.seq_len // n % multiple == 0]
+    if not possible:
+      raise ValueError(
+        f'{what} with {rows // parts} rows at a time, and they cannot be split further; wants a smaller model, or '
+        f'--config.training.recompute=blocks'
+      )
+    self._pieces[stage.index] = possible[0]
+    tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on')
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
     candidates = ['flash', 'sdpa', *(['cudnn'] if stage.spec.seq_len >= attention.CUDNN_SHORTEST else [])]
@@ -111,13 +189,16 @@ class Trainer:
     tell(f'stage {stage.number}: attention over 32,768 tokens in rows of {stage.spec.seq_len}: {times}')
     return next(iter(taken))
 
-  def _tokens(self, stage: Stage, position: int) -> torch.Tensor:
-    return torch.from_numpy(self._stream.read(position, stage.spec.tokens_per_step)).to(self.device)
+  def _first_tokens(self, stage: Stage) -> torch.Tensor:
+    """This process's rows of a stage's first batch."""
+    now = self.curriculum.stages[stage.index]
+    size = now.spec.tokens_per_step // self.processes.world
+    return torch.from_numpy(self._stream.read(now.start_tokens + self.processes.rank * size, size)).to(self.device)
 
   def batches(self, position: int) -> Iterator[torch.Tensor]:
-    """The tokens of every step from `position` on; pinned on the host where the device is a GPU, read ahead of time."""
+    """This process's tokens of every step from `position` on; pinned on the host where the device is a GPU, read ahead."""
     plan = ((stage.spec.batch_size, stage.spec.seq_len) for stage in self._stages_from(position))
-    with Loader(self._stream, position, plan, self.device) as loader:
+    with Loader(self._stream, position, plan, self.device, self.processes.rank, self.processes.world) as loader:
       for tokens, _ in loader:
         yield tokens if self.step.captured else tokens.to(self.device, non_blocking=True)
 

@@ -1,0 +1,160 @@
+"""A stage that does not fit into the memory is made smaller at warm-up, and the choice is kept."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.training.step_test import clone
+from yxanul.data.prepare import prepare
+from yxanul.kernels.capabilities import Capabilities, choose_engines
+from yxanul.planning import memory
+from yxanul.training import trainer as module
+from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
+from yxanul.training.distributed import is_out_of_memory
+from yxanul.training.state import flatten
+from yxanul.training.trainer import Trainer, curriculum_for, usable_bytes
+
+CPU, LIMIT = torch.device('cpu'), 192  # tokens that a step may hold at one time; a batch has 384
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  return prepare(tiny.spec().data, tmp_path_factory.mktemp('data'))
+
+
+def build(prepared, spec, memory_bytes=8 * 10**9) -> Trainer:
+  capabilities = Capabilities('cpu', 'CPU', memory_bytes=memory_bytes)
+  curriculum = curriculum_for(spec, capabilities)
+  return Trainer(spec, curriculum, capabilities, choose_engines(capabilities, spec.precision), CPU, prepared)
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+  """Steps and calibration run out of memory, as CUDA does, over more than LIMIT tokens at a time."""
+
+  def limited(run, tokens, pieces):
+    if (len(tokens) - 1) // pieces > LIMIT:
+      raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.00 GiB')
+    return run()
+
+  def make(spec, stage, optimizer, engines, text, pieces=1, compiled=False, reduction=None):
+    step = make_train_step(spec, stage, optimizer, engines, text, pieces, compiled, reduction)
+    return lambda state, tokens, *rates: limited(lambda: step(state, tokens, *rates), tokens, pieces)
+
+  def calibrate(state, tokens, stage, spec, engines, text, pieces, reduction):
+    return limited(lambda: calibrated(state, tokens, stage, spec, engines, text, pieces, reduction), tokens, pieces)
+
+  make_train_step, calibrated = module.make_train_step, module.calibrate
+  monkeypatch.setattr(module, 'make_train_step', make)
+  monkeypatch.setattr(module, 'calibrate', calibrate)
+
+
+def first_step(trainer, index):
+  stage = trainer.curriculum.stages[index]
+  tokens = next(iter(trainer.batches(stage.start_tokens)))
+  return trainer.step(stage, clone(trainer.state), tokens, 1e-3, 1.0)
+
+
+@pytest.mark.parametrize('precision', [{}, {'precision__matmul': 'fp8', 'precision__fp8_engine': 'reference'}], ids=['32', '8'])
+def test_a_stage_out_of_memory_goes_through_in_parts(prepared, small_memory, precision):
+  spec, told = tiny.spec(**precision), []
+  trainer = build(prepared, spec)
+  before = flatten(clone(trainer.state))
+  trainer.warm(0, calibrate_first=True, tell=told.append)
+  assert trainer.choices()['pieces'] == [2] * 8 + [3, 2]  # three rows do not go into two parts
+  assert told[0] == 'stage 1 (length 8): out of memory in 1 parts of 48 rows; in 2 from now on'
+  assert len(told) == 10
+  after = flatten(trainer.state)
+  assert all(torch.equal(leaf, after[path]) for path, leaf in before.items() if not path.startswith('fp8_state'))
+  if precision:
+    assert not torch.equal(before['fp8_state/scale'], after['fp8_state/scale'])
+  # A resumed run takes the parts from the checkpoint, and is told of no trouble.
+  resumed, told = build(prepared, spec), []
+  resumed.choose(trainer.choices())
+  resumed.state = clone(trainer.state)
+  resumed.warm(0, calibrate_first=False, tell=told.append)
+  assert all('out of memory' not in line for line in told)
+  assert resumed.choices() == trainer.choices()
+  (a, m), (b, n) = first_step(trainer, 9), first_step(resumed, 9)
+  assert torch.equal(m.loss, n.loss)
+  assert all(torch.equal(leaf, flatten(b)[path]) for path, leaf in flatten(a).items())
+
+
+def test_a_single_row_that_does_not_fit_is_one_line(prepared, small_memory, monkeypatch):
+  monkeypatch.setattr('tests.training.trainer_test.LIMIT', 100)
+  with pytest.raises(ValueError, match=r'stage 9 \(length 128\): out of memory with 1 rows at a time.*recompute=blocks'):
+    build(prepared, tiny.spec()).warm(0, calibrate_first=False, tell=lambda _: None)
+
+
+def test_the_largest_batch_is_the_one_that_fits(prepared, small_memory):
+  """The estimate knows nothing of LIMIT: warm-up finds it out, in steps of a 16th."""
+  spec, told = tiny.spec(curriculum__batch_size='max', curriculum__budget_tokens=200_000), []
+  trainer = build(prepared, spec)
+  planned = trainer.curriculum.batches
+  trainer.warm(0, calibrate_first=False, tell=told.append)
+  choices = trainer.choices()
+  assert choices['pieces'] == [1] * 10
+  for stage, rows in zip(trainer.curriculum.stages, planned, strict=True):
+    tokens = stage.spec.tokens_per_step
+    if rows * stage.spec.seq_len <= LIMIT:
+      assert stage.spec.batch_size == rows
+    else:
+      assert tokens <= LIMIT < tokens + max(tokens / 16, stage.spec.seq_len)
+  assert any('out of memory with' in line for line in told)
+  # The rate follows the batch that was chosen.
+  stage = trainer.curriculum.stages[-1]
+  factor = math.sqrt(stage.spec.batch_size / stage.spec.reference_batch_size)
+  assert stage.lr_factor == pytest.approx(stage.spec.lr_scale * factor)
+  # A resumed run keeps it, though its own plan would be another.
+  resumed = build(prepared, spec)
+  assert resumed.curriculum.batches != choices['batches']
+  resumed.choose(choices)
+  resumed.warm(0, calibrate_first=False, tell=lambda line: pytest.fail(line))
+  assert resumed.curriculum.batches == choices['batches'] == trainer.curriculum.batches
+  assert len(next(iter(resumed.batches(0)))) == resumed.curriculum.stages[0].spec.tokens_per_step + 1
+
+
+@pytest.mark.parametrize('devices', [1, 3])
+@pytest.mark.parametrize('matmul', ['fp32', 'fp8'])
+def test_planned_batches_fill_the_memory_and_leave_steps(matmul, devices):
+  spec = tiny.spec(precision__matmul=matmul, curriculum__batch_size='max', curriculum__budget_tokens=20_000_000)
+  limit = memory.step_bytes(spec, dataclasses.replace(spec.curriculum.stages[9], batch_size=50))
+  batches = largest_batches(spec, limit, devices)
+  shares = token_shares(spec.curriculum)
+  for stage, rows, share in zip(spec.curriculum.stages, batches, shares, strict=True):
+    now, most = dataclasses.replace(stage, batch_size=rows), memory.largest_batch(spec, stage, limit)
+    assert rows % devices == 0
+    assert matmul == 'fp32' or now.tokens_per_step // devices % 16 == 0
+    own = rows // devices
+    assert own <= most
+    steps = share * 20_000_000 / now.tokens_per_step
+    assert own > most * 15 / 16 - 1 or steps < 9
+    assert steps >= 8
+    assert 0 < smaller_batch(spec, now, devices) < rows
+  assert Curriculum(spec, batches).batches == batches
+  with pytest.raises(ValueError, match=r'stage 1 \(length 8\): its smallest part needs about'):
+    largest_batches(spec, 1000, devices)
+
+
+def test_a_cpu_has_the_machines_memory(prepared):
+  spec = tiny.spec(training__gpu_memory_gb=24.0)
+  assert usable_bytes(spec, Capabilities('cpu', memory_bytes=10**9)) == int(0.85 * 10**9)
+  spec = tiny.spec()
+  need = memory.step_bytes(spec, spec.curriculum.stages[9])
+  trainer, told = build(prepared, spec, int((need - 1) / 0.85)), []
+  assert trainer.choices()['pieces'][9] == 2
+  trainer.warm(0, calibrate_first=False, tell=told.append)
+  assert 'stage 10 (length 192): 2 rows need about' in told[-1]
+  assert '--config.curriculum.stages[9].batch_size=1' in told[-1]
+
+
+def test_what_counts_as_out_of_memory():
+  assert is_out_of_memory(torch.OutOfMemoryError('x'))
+  assert is_out_of_memory(RuntimeError('Triton Error [CUDA]: out of memory'))
+  assert not is_out_of_memory(RuntimeError('CUDA error: an illegal memory access was encountered'))
+  failed = RuntimeError('capture failed')
+  failed.__context__ = torch.OutOfMemoryError('x')
+  assert is_out_of_memory(failed)
