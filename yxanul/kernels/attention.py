@@ -49,6 +49,7 @@ _PLAIN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend
 _BACKENDS = {'cudnn': [SDPBackend.CUDNN_ATTENTION], 'flash': [SDPBackend.FLASH_ATTENTION], 'sdpa': _PLAIN}
 # Over shorter rows cuDNN (9, torch 2.11, one H200), replayed in a CUDA graph, read memory that was not its own or never ended.
 CUDNN_SHORTEST = 64
+_TRIAL_TOKENS = 131_072
 
 
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None, engine: str = 'sdpa') -> Tensor:
@@ -117,9 +118,9 @@ def supports_short(seq_len: int, head_dim: int, device: torch.device) -> bool:
 def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:
   """Measured milliseconds, forward and backward, of each engine that runs rows of `seq_len`, the fastest first.
 
-  32,768 tokens (at least one row) of random BF16 stand for the batch: every engine's time grows with the rows.
+  131,072 tokens of random BF16 stand for the batch: so many that no engine's time is that of its launches.
   """
-  rows = max(1, 32_768 // seq_len)
+  rows = max(1, _TRIAL_TOKENS // seq_len)
   qkv_BTO = torch.randn(rows, seq_len, model.d_qkv, dtype=torch.bfloat16, device=device, requires_grad=True)
   tables = rope_tables(seq_len, model.head_dim, model.rope_theta, device) if model.position == 'rope' else None
   taken = {}

@@ -63,7 +63,6 @@ def detect() -> Capabilities:
   if not torch.cuda.is_available():
     missing = [(library, 'needs a GPU') for library in _LIBRARIES]
     return Capabilities('cpu', 'CPU', memory_bytes=_host_bytes(), versions=tuple(versions), missing=tuple(missing))
-  versions += [('cuda', str(torch.version.cuda)), ('cudnn', str(torch.backends.cudnn.version()))]
   for library, (module, distribution) in _LIBRARIES.items():
     try:
       importlib.import_module(module)
@@ -71,6 +70,8 @@ def detect() -> Capabilities:
     except Exception as error:  # a library built for another torch or CUDA fails in any way it likes
       lines = str(error).strip().splitlines()
       missing.append((library, f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__))
+  # Only now: asking for cuDNN's version loads torch's copy, and Transformer Engine, which loads the system's, then fails.
+  versions += [('cuda', str(torch.version.cuda)), ('cudnn', str(torch.backends.cudnn.version()))]
   properties = torch.cuda.get_device_properties(torch.cuda.current_device())
   return Capabilities(
     device='cuda',

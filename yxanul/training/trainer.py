@@ -186,7 +186,7 @@ class Trainer:
       candidates.append('short')
     taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
-    tell(f'stage {stage.number}: attention over 32,768 tokens in rows of {stage.spec.seq_len}: {times}')
+    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times}')
     return next(iter(taken))
 
   def _first_tokens(self, stage: Stage) -> torch.Tensor:
