@@ -33,13 +33,15 @@ def test_a_peer_that_fails_is_named_with_its_reason():
   case = Case(
     '8', 'length 8', [Subject('ours', lambda: lambda: runs.append(1)), Subject('flash_attn', missing)], Work(bytes=2e6)
   )
-  row = measure.measure(case, CPU, Rates(1e9, 1e12, 1e12))
+  told = []
+  row = measure.measure(case, CPU, Rates(1e9, 1e12, 1e12), told.append)
   assert (row['key'], row['shape'], row['floor_ms']) == ('8', 'length 8', 2)
   ours = row['subjects']['ours']
   assert ours['n'] >= 5
   assert len(runs) == ours['n'] + 2  # one to warm up, one to see how often
   assert ours['ms_p10'] <= ours['ms'] <= ours['ms_p90']
   assert row['subjects']['flash_attn'] == {'error': 'ImportError: no module named flash_attn'}
+  assert told[1].startswith('length 8, flash_attn: ImportError: no module named flash_attn (after')
   figures = benchmark_isolated.figures([row | {'key': '4', 'floor_ms': 7}, row])
   assert set(figures) == {'floor_ms', 'ms', 'floor_ms_4', 'ms_4', 'floor_ms_8', 'ms_8'}
   assert (figures['floor_ms']['value'], figures['floor_ms_4']['value']) == (2, 7)
@@ -50,7 +52,8 @@ def test_every_kernel_is_measured(name, monkeypatch):
   monkeypatch.setattr(measure, '_SECONDS', 0.02)
   saved = []
   model = tiny.spec().model
-  result = benchmark_isolated.measure_kernel(name, model, 64, CPU, lambda measured: saved.append(len(measured['rows'])))
+  save = lambda measured: saved.append(len(measured['rows']))  # noqa: E731
+  result = benchmark_isolated.measure_kernel(name, model, 64, CPU, save, lambda line: None)
   assert saved == list(range(1, len(result['rows']) + 1))
   for row in result['rows']:
     assert row['subjects']['ours'].get('ms', 0) > 0, row

@@ -227,7 +227,7 @@ def _kernel(model: ModelSpec, report: _Report) -> Result:
   capabilities = detect()
   envelope, device = _envelope(f'kernel-{_WHAT.value}', capabilities), torch.device(capabilities.device)
   save = lambda measured: report.save(envelope | measured)  # noqa: E731
-  measured = benchmark_isolated.measure_kernel(_WHAT.value, model, _TOKENS.value, device, save)
+  measured = benchmark_isolated.measure_kernel(_WHAT.value, model, _TOKENS.value, device, save, report.line)
   report.table(bench_tables.kernel_table(_WHAT.value, measured))
   for line in bench_tables.kernel_notes(measured, capabilities.name):
     report.line(line)

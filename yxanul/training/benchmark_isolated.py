@@ -20,16 +20,19 @@ KERNELS = {
 }
 
 
-def measure_kernel(name: str, model: ModelSpec, n_tokens: int, device: torch.device, save: Callable[[Result], None]) -> Result:
+def measure_kernel(
+  name: str, model: ModelSpec, n_tokens: int, device: torch.device, save: Callable[[Result], None], tell: Callable[[str], None]
+) -> Result:
   """'tokens', 'rates', 'rows' (as `measure.measure` gives them) and 'figures', for one of KERNELS.
 
   Args:
     save: takes the result as far as it is, after each row.
+    tell: takes a line about each subject.
   """
   rates = measure.rates(device)
   result = {'tokens': n_tokens, 'rates': rates._asdict(), 'rows': []}
   for case in KERNELS[name](model, n_tokens, device):
-    result['rows'].append(measure.measure(case, device, rates))
+    result['rows'].append(measure.measure(case, device, rates, tell))
     result |= {'n': result['rows'][-1]['subjects']['ours'].get('n'), 'figures': figures(result['rows'])}
     save(result)
   return result

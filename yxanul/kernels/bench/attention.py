@@ -1,7 +1,8 @@
 """Attention from the packed projection to its gradient: ours, and the kernels of torch and flash-attn.
 
-Shapes as in `kernels.attention`. `cudnn`, `flash` and `flash_attn` are those kernels alone, on q, k, v that lie ready; what has
-to stand around them, rotation, split and the gather of dqkv, is in `ours` and in `cudnn_compiled`, where torch.compile does it.
+Shapes as in `kernels.attention`. `cudnn`, `te`, `flash` and `flash_attn` are those kernels alone, on q, k, v that lie ready;
+what has to stand around them, rotation, split and the gather of dqkv, is in `ours` and in `cudnn_compiled`, where
+torch.compile does it.
 """
 
 import functools
@@ -46,6 +47,7 @@ def _subjects(engine: str, model: ModelSpec, n_tokens: int, length: int, device:
   peers = [
     Subject('cudnn', bind(_alone, _library('cudnn'), model, rows, length, device), captures),
     Subject('cudnn_compiled', bind(_compiled, model, rows, length, device), captures),
+    Subject('te', bind(_alone, _transformer_engine(model), model, rows, length, device), captures),
     Subject('flash', bind(_alone, _library('flash'), model, rows, length, device)),
     Subject('flash_attn', bind(_alone, _flash_attn, model, rows, length, device)),
   ]
@@ -60,6 +62,17 @@ def _flash_attn(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
   from flash_attn import flash_attn_func
 
   return flash_attn_func(q_BTHC, k_BTKC, v_BTKC, causal=True)
+
+
+def _transformer_engine(model: ModelSpec):
+  @functools.cache
+  def module():
+    from transformer_engine.pytorch import DotProductAttention
+
+    heads = {'num_gqa_groups': model.n_kv_heads, 'attn_mask_type': 'causal', 'qkv_format': 'bshd'}
+    return DotProductAttention(model.n_heads, model.head_dim, **heads)
+
+  return lambda q_BTHC, k_BTKC, v_BTKC: module()(q_BTHC, k_BTKC, v_BTKC)
 
 
 def _dtype(device: torch.device) -> torch.dtype:
