@@ -31,6 +31,7 @@ setup(
   ],
   extras_require={
     'gpu': ['transformer-engine[pytorch]>=2.9', 'flash-attn>=2.7', 'nvidia-ml-py>=12'],
+    'eval': ['lm-eval>=0.4.9'],
     'tensorboard': ['tensorboard>=2.16'],
     'wandb': ['wandb>=0.31'],
     'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.8', 'tensorboard>=2.16', 'transformers>=4.50', 'wandb>=0.31'],

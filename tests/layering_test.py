@@ -29,6 +29,7 @@ ONLY_IN = {
   'triton': ('kernels/',),
   'orbax': ('training/checkpoint.py',),
   'jax': ('training/checkpoint.py',),
+  'lm_eval': ('inference/harness.py',),
 }
 
 

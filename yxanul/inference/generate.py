@@ -107,8 +107,10 @@ class Generator:
       if out := texts[i].add(extra):
         yield i, out
     alive = [i for i, text in enumerate(texts) if not text.ended]
+    if not alive:
+      return
     logits_BV, cache = self._read_anew([rows[i] for i in alive])
-    for _ in range(sampling.tokens if alive else 0):
+    for _ in range(sampling.tokens):
       for i, logits_V in zip(alive, logits_BV, strict=True):
         token = draw(logits_V, sampling, generators[i])
         rows[i].append(token)
@@ -135,7 +137,8 @@ class Generator:
     if not prompt:
       return [end], b''
     branches = self.boundary.branches(prompt)
-    readings = read(self.model, [(end, *branch.head)[-self.model.window :] for branch in branches])
+    drop = max(0, 1 + max(len(branch.head) for branch in branches) - self.model.window)
+    readings = read(self.model, [(end, *branch.head)[drop:] for branch in branches])
     logps = [torch.from_numpy(cover_logps(*both)) for both in zip(readings, branches, strict=True)]
     chosen = draw(torch.cat(logps), sampling, generator)
     for branch in branches:

@@ -112,6 +112,24 @@ class Likelihood:
     readings = dict(zip(rows, read(self.model, rows), strict=True))
     return [self._continuation(*both, drop, readings) for both, drop in zip(branches, drops, strict=True)]
 
+  def rolling(self, texts: Sequence[str]) -> list[float]:
+    """log p of each text whole, in nats, by the rule of bits per byte: its own tokens, the first from an end-of-text token on.
+
+    A text longer than the window is read in rows that overlap by half, so each token has half a window before it, or all.
+    """
+    window, end = self.model.window, self.model.tokenizer.end_of_text_id
+    streams = [(end, *ids.tolist()) for ids in self.model.tokenizer.encode_batch(texts)]
+    stride = max(1, window // 2)
+    starts = [range(0, max(1, len(stream) - window + stride), stride) for stream in streams]
+    rows = [stream[at : at + window] for stream, some in zip(streams, starts, strict=True) for at in some]
+    readings = iter(read(self.model, rows))
+    totals = []
+    for some in starts:
+      # Each row but the first begins with what the one before it has scored.
+      fresh = [next(readings).logp_T[window - 1 - stride if at else 0 :] for at in some]
+      totals.append(float(np.concatenate(fresh).sum()))
+    return totals
+
   def _dropped(self, before: tuple[Branch, ...], after: tuple[Branch, ...]) -> int:
     """How many tokens of the context to leave out so that every head fits behind what is left."""
     longest = max((1 + len(branch.head) for branch in after), default=1)

@@ -106,6 +106,20 @@ def corpus_table(rows: list[Row]) -> Table:
   return _table(rows, columns, 'Prepared text', left={'split', 'source'})
 
 
+def evaluation_table(rows: list[Row]) -> Table:
+  """Scored text: 'source', 'documents', 'tokens', 'bytes', 'bytes_per_token', 'val_bpb', 'ppl_gpt2_equivalent'."""
+  columns: list[_Column] = [
+    ('source', 'source', _plain),
+    ('documents', 'documents', '{:,}'.format),
+    ('tokens', 'tokens', numbers.count),
+    ('bytes', 'text', numbers.byte_size),
+    ('bytes_per_token', 'bytes\n/token', '{:.3f}'.format),
+    ('val_bpb', 'bits\n/byte', '{:.4f}'.format),
+    ('ppl_gpt2_equivalent', 'perplexity of\na GPT-2 token', '{:,.2f}'.format),
+  ]
+  return _table(rows, columns, 'Bits per byte', left={'source'})
+
+
 def print_table(table: Table, console: Console | None = None) -> None:
   """Prints a table with no figure cut: prose wraps to the terminal, and one line holds a row when output is no terminal."""
   console = console or Console()

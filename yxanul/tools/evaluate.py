@@ -1,0 +1,78 @@
+"""Bits per byte of a trained model on any text, or its figures on tasks of lm-evaluation-harness.
+
+Command: python -m yxanul.tools.evaluate --model=runs/quickstart [--source='texts/*.parquet'] [--seq_len=192 --stride=64]
+         python -m yxanul.tools.evaluate --model=runs/quickstart --tasks=hellaswag,arc_easy [--limit=100]
+--model is the workdir of a run, or a folder that tools.export wrote. --source takes what data.source takes; without it, the
+run's own held-out text is scored, and with no other flag that gives the run's own figure again. Tasks need the extra `eval`.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from yxanul.config import cli
+
+_MODEL = flags.DEFINE_string('model', None, 'The workdir of a run, or a folder that tools.export wrote.')
+_SOURCE = flags.DEFINE_string('source', '', 'Files, a folder, a glob or a hub name; none: what the run held out.')
+_SEQ_LEN = flags.DEFINE_integer('seq_len', 0, 'Tokens of a row; 0: as the run evaluates.', lower_bound=0)
+_STRIDE = flags.DEFINE_integer('stride', 0, 'Tokens between the starts of two rows; 0: rows side by side.', lower_bound=0)
+_MAX_TOKENS = flags.DEFINE_integer('max_tokens', None, '0: all of the text; not given: as the run evaluates.', lower_bound=0)
+_JSON = flags.DEFINE_bool('json', False, 'Print the figures as JSON.')
+_TASKS = flags.DEFINE_list('tasks', [], 'Tasks of lm-evaluation-harness instead, apart by commas.')
+_LIMIT = flags.DEFINE_integer('limit', None, 'Examples of each task, at most.', lower_bound=1)
+_SHOTS = flags.DEFINE_integer(
+  'shots', None, 'Worked examples before each question; not given: as the task says.', lower_bound=0
+)
+
+
+def _tasks(model) -> None:
+  try:
+    from yxanul.inference.harness import run_tasks
+  except ImportError as error:
+    raise ValueError(f"--tasks: needs lm-eval, pip install '.[eval]' ({error})") from None
+  figures, table = run_tasks(model, _TASKS.value, _LIMIT.value, _SHOTS.value)
+  print(json.dumps(figures, indent=1, default=str) if _JSON.value else table)
+
+
+def _text(model, folder: Path) -> None:
+  from yxanul.data import shards
+  from yxanul.inference.evaluate import ALL, evaluate, read_source, tokenize
+  from yxanul.inference.model import data_directory
+  from yxanul.reporting import tables
+  from yxanul.reporting.phases import Phases
+
+  rule = model.experiment.evaluation
+  limit, max_bytes = (
+    (rule.max_tokens, rule.max_bytes or None) if _MAX_TOKENS.value is None else (_MAX_TOKENS.value or ALL, None)
+  )
+  if _SOURCE.value:
+    documents = tokenize(read_source(_SOURCE.value, model.experiment.data), model.tokenizer, limit)
+  elif (folder / 'checkpoints').is_dir():
+    documents = shards.open(data_directory(model.experiment, folder) / 'validation', model.tokenizer)
+  else:
+    raise ValueError('--source: missing, and an exported folder holds no text of its own')
+  with Phases(Console(stderr=True)) as phases:
+    rows = evaluate(model, documents, _SEQ_LEN.value or rule.seq_len, _STRIDE.value or None, limit, max_bytes, phases)
+  if _JSON.value:
+    print(json.dumps(rows, indent=1))
+  else:
+    tables.print_table(tables.evaluation_table(rows))
+
+
+def main() -> None:
+  if _MODEL.value is None:
+    raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
+  from yxanul.inference.model import load
+
+  folder = Path(_MODEL.value)
+  model = load(folder)
+  if _TASKS.value:
+    _tasks(model)
+  else:
+    _text(model, folder)
+
+
+if __name__ == '__main__':
+  cli.run(main)
