@@ -1,0 +1,139 @@
+"""Every command of README: run as written at toy size, or, where it wants a GPU, a container or somebody's cloud, parsed.
+
+HOW says which is which. What is `run` runs in one folder, in README's order, as a newcomer would; toy sizes are appended as
+overrides. What is `parsed` must get through the program's own flags and make a valid experiment, and goes no further. Of other
+people's programs (`shell`) the syntax is checked, and what of ours they start is parsed.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import tiny
+from yxanul.data import python_docs
+
+README = (tiny.REPOSITORY / 'README.md').read_text()
+TOY = [flag for flag in tiny.flags() if not flag.startswith('--config=')]
+TOY_ULTRA = [
+  '--config.model.vocab_size=517',
+  '--config.data.tokenizer.vocab_size=512',
+  '--config.data.tokenizer.transition_size=400',
+]
+TOY_ULTRA += ['--config.data.validation_fraction=0.1']
+
+# The first pattern that a command begins with decides; then what is appended to run it small.
+HOW: tuple[tuple[str, str, list[str]], ...] = (
+  (r'python -m yxanul\.main --config=experiments/quickstart\.py', 'run', TOY),
+  (r'python -m yxanul\.main .*(--list|--dry_run)', 'run', []),
+  (r'python -m yxanul\.main --config=experiments/ultra\.py', 'parsed', []),  # a GPU, or months
+  (r'python -m yxanul\.tools\.(plan|report) ', 'run', []),
+  (r'python -m yxanul\.tools\.doctor$', 'run', []),
+  (r'python -m yxanul\.tools\.doctor --config=experiments/quickstart\.py', 'run', [*TOY, '--steps=2']),
+  (r'python -m yxanul\.tools\.doctor --config=experiments/ultra\.py', 'parsed', []),  # steps of ultra
+  (r'python -m yxanul\.tools\.(prepare|tokenizer) ', 'run', TOY_ULTRA),
+  (r'python -m yxanul\.tools\.bench ', 'parsed', []),  # a GPU
+  (r'python -m pytest$', 'shell', []),  # this suite
+  (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
+  (r'python third_party/nvidia_pins\.py ', 'shell', []),  # NVIDIA's image
+  (r'(docker|vastai) ', 'shell', []),
+)
+
+
+def commands() -> list[str]:
+  """One line each, without its comment, parts of a && chain apart, in README's order; the same one twice only once."""
+  blocks = re.findall(r'^```bash\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+  lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+  plain = (re.sub(r'\s+# .*', '', line).strip() for line in lines)
+  parts = (part.strip() for line in plain for part in line.split('&&'))
+  return list(dict.fromkeys(re.sub(r'\s+', ' ', part) for part in parts if part))
+
+
+def how(command: str) -> tuple[str, list[str]]:
+  found = next(((kind, more) for pattern, kind, more in HOW if re.match(pattern, command)), None)
+  assert found, f'README has a command that HOW does not know: {command}'
+  return found
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory) -> Path:
+  """A folder like a fresh clone's, with texts of one's own in it."""
+  folder = tmp_path_factory.mktemp('clone')
+  for name in ('experiments', 'third_party', 'yxanul'):
+    (folder / name).symlink_to(tiny.REPOSITORY / name)
+  (folder / 'texts').mkdir()
+  texts = [text for _, text, _ in python_docs.read()]
+  for i in range(2):
+    pq.write_table(pa.table({'text': texts[i::2]}), folder / 'texts' / f'part-{i}.parquet')
+  return folder
+
+
+def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+  environment = os.environ | {'PYTHONPATH': str(folder)}
+  return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+PARSE = """
+import importlib, sys
+module, sys.argv = sys.argv[1], sys.argv[1:]
+importlib.import_module(module)
+from yxanul.config import cli
+cli._parse(sys.argv)
+if any(argument.startswith('--config=') for argument in sys.argv):
+  cli.spec()
+"""
+
+
+def parse(words: list[str], folder: Path) -> None:
+  """`python -m MODULE FLAGS`: the module's own flags take them, and the experiment they name is valid."""
+  assert words[:2] == ['python', '-m'], words
+  done = execute([sys.executable, '-c', PARSE, *words[2:]], folder)
+  assert done.returncode == 0, done.stderr
+
+
+def extras(words: list[str]) -> None:
+  wanted = re.fullmatch(r'\.(?:\[(.*)\])?', words[words.index('-e') + 1]).group(1)
+  setup = (tiny.REPOSITORY / 'setup.py').read_text()
+  for name in filter(None, (wanted or '').split(',')):
+    assert f"'{name}': [" in setup, f'setup.py has no extra {name}'
+
+
+@pytest.mark.parametrize('command', commands(), ids=lambda command: f'{how(command)[0]}: {command[:90]}')
+def test_readme(command, clone):
+  kind, more = how(command)
+  words = shlex.split(command)
+  if kind == 'run':
+    done = execute([sys.executable, *words[1:], *more], clone)
+    assert done.returncode == 0, done.stderr
+  elif kind == 'parsed':
+    parse(words, clone)
+  elif kind == 'extras':
+    extras(words)
+  else:
+    done = execute(['bash', '-n', '-c', command], clone)
+    assert done.returncode == 0, done.stderr
+    if 'python -m yxanul' in command:
+      parse(words[words.index('python') :], clone)
+
+
+def test_the_files_and_extras_that_readme_names_exist():
+  for name in re.findall(r'`((?:yxanul|experiments|third_party|tests)/[\w/.]+)`', README):
+    assert (tiny.REPOSITORY / name).exists(), name
+  for group in re.findall(r"`pip install -e '(\.\[.*?\])'`", README):
+    extras(['-e', group])
+  for record in re.findall(r'`(\d{4}-\d\d-\d\d_[\w-]+)`', README):
+    assert (tiny.REPOSITORY / 'experiments' / 'records' / record / 'record.json').exists(), record
+
+
+def test_the_fields_that_readme_names_exist():
+  from yxanul.config import cli
+  from yxanul.config.convert import default_config
+
+  for field in re.findall(r'--config\.([\w.\[\]]+)', README):
+    cli._check_field(default_config(), field)
