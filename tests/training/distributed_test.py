@@ -117,3 +117,19 @@ def test_a_layers_sum_begins_before_the_layer_below_is_differentiated():
   summed = torch.autograd.grad(y.sum(), [leaves[n] for n in names])
   for name, a, b in zip(names, summed, torch.autograd.grad(z.sum(), [plain[n] for n in names]), strict=True):
     torch.testing.assert_close(a, b + before[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
+@pytest.mark.parametrize('matmul', ['fp32', 'bf16', 'fp8'])
+def test_two_gpus_take_the_captured_steps_of_one(tmp_path, matmul):
+  for world in (1, 2):
+    status, _, errors = tiny.finish(torchrun(world, 'tests/training/distributed_worker.py', tmp_path, matmul), timeout=300)
+    assert status == 0, errors
+  one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))
+  assert two == other
+  assert one['captured'] == two['captured'] == 9
+  tolerance = {'fp32': 1e-4, 'bf16': 2e-2, 'fp8': 2e-2}[matmul]
+  for a, b in zip(one['losses'], two['losses'], strict=True):
+    assert b[:2] == pytest.approx(a[:2], rel=tolerance)
+    assert b[2] == pytest.approx(a[2], rel=10 * tolerance)

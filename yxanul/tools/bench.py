@@ -59,7 +59,8 @@ class _Report:
   def table(self, table: Any) -> None:
     from yxanul.reporting import tables
 
-    tables.print_table(table, self.console)
+    if self.processes.first:
+      tables.print_table(table, self.console)
 
   def save(self, result: Result) -> None:
     if _JSON.value and _JSON.value != '-' and self.processes.first:

@@ -15,6 +15,7 @@ What the host must agree on (a stop during an evaluation, a stage that does not 
 import contextlib
 import dataclasses
 import datetime
+import gc
 import json
 import os
 import sys
@@ -87,7 +88,7 @@ class Processes:
       return value
     box = [json.dumps(value) if self.first else None]
     with _talking():
-      dist.broadcast_object_list(box)
+      dist.broadcast_object_list(box, device=torch.device('cpu'))
     return json.loads(box[0])
 
   def fitting(self, run: Callable[['Reduction | None'], T], reduction: 'Reduction | None', smaller: Callable[[], None]) -> T:
@@ -170,6 +171,7 @@ def join() -> Iterator[Processes]:
     sys.stdout.flush()
     os.write(2, line.encode())
     os._exit(EXIT_PEER_LOST)  # a GPU that waits for the lost one would hold a normal end up
+  gc.collect()  # NCCL waits for every graph that holds its sums to be gone
   dist.destroy_process_group()
 
 
