@@ -9,6 +9,7 @@ H query heads, K key/value heads, C head width, L layers, O and I a linear's out
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -80,7 +81,7 @@ def hidden(
   if spec.position == 'rope':
     rope = attention.rope_tables(tokens_BT.shape[1], spec.head_dim, spec.rope_theta, tokens_BT.device)
   # Formats with state run kernels of their own, which torch.compile cannot look into; the plain one it fuses whole.
-  run = _compiled_block if numerics.compiled and type(numerics.linears) is Linears else block
+  run = _compiled(block) if numerics.compiled and type(numerics.linears) is Linears else block
   for layer, p in enumerate(layers(params)):
     arguments = (x_BTD, delta_BTD, p, numerics.linears.at(layer), spec, numerics, rope, mask_B1TT)
     if numerics.recompute and torch.is_grad_enabled():
@@ -89,7 +90,7 @@ def hidden(
     else:
       x_BTD, delta_BTD = run(*arguments)
   final = {name: p for name, p in params.items() if name.startswith('final_norm')}
-  return (_compiled_final_norm if numerics.compiled else final_norm)(x_BTD, delta_BTD, final, spec)
+  return (_compiled(final_norm) if numerics.compiled else final_norm)(x_BTD, delta_BTD, final, spec)
 
 
 def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype, positions_BT: Tensor | None = None) -> Tensor:
@@ -125,9 +126,10 @@ def final_norm(x_BTD: Tensor, delta_BTD: Tensor, params: Params, spec: ModelSpec
   return normalize(x_BTD + delta_BTD, params, 'final_norm', spec)
 
 
-# Shapes are static within a stage: each stage compiles its own.
-_compiled_block = torch.compile(block, dynamic=False)
-_compiled_final_norm = torch.compile(final_norm, dynamic=False)
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+  """When first asked for: the compiler's import takes seconds. Shapes are static within a stage; each compiles its own."""
+  return torch.compile(function, dynamic=False)
 
 
 def head_input(params: Params, x_BTD: Tensor, spec: ModelSpec) -> Tensor:
