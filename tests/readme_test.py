@@ -38,6 +38,7 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.doctor --config=experiments/quickstart\.py', 'run', [*TOY, '--steps=2']),
   (r'python -m yxanul\.tools\.doctor --config=experiments/ultra\.py', 'parsed', []),  # steps of ultra
   (r'python -m yxanul\.tools\.(prepare|tokenizer) ', 'run', TOY_ULTRA),
+  (r'python -m yxanul\.tools\.(evaluate|generate) ', 'run', []),
   (r'python -m yxanul\.tools\.bench ', 'parsed', []),  # a GPU
   (r'python -m pytest$', 'shell', []),  # this suite
   (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
@@ -127,6 +128,8 @@ def test_the_files_and_extras_that_readme_names_exist():
     assert (tiny.REPOSITORY / name).exists(), name
   for group in re.findall(r"`pip install -e '(\.\[.*?\])'`", README):
     extras(['-e', group])
+  for name in re.findall(r'extra `(\w+)`', README):
+    extras(['-e', f'.[{name}]'])
   for record in re.findall(r'`(\d{4}-\d\d-\d\d_[\w-]+)`', README):
     assert (tiny.REPOSITORY / 'experiments' / 'records' / record / 'record.json').exists(), record
 
