@@ -1,6 +1,7 @@
 """What the loop says is coming, and what the GPU is said to do."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,31 @@ def test_evaluations_come_when_they_were_said_to(tmp_path, monkeypatch):
     )
     assert 0 < outlook['checkpoint_seconds'] <= 600
     assert 'gpu_memory_bytes' not in outlook
+
+
+def test_a_card_that_tells_no_use_ends_no_run(monkeypatch):
+  class Refused(Exception):
+    """As pynvml's, which are no RuntimeError."""
+
+  def refuse(device):
+    raise Refused
+
+  monkeypatch.setattr(torch.cuda, 'utilization', refuse)
+  monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda device: 10)
+  monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(total_memory=80))
+  figures = GpuGauge(torch.device('cuda', 0))()
+  assert figures == {'gpu_memory_bytes': 10, 'gpu_memory_total_bytes': 80, 'gpu_busy': None}
+
+
+def test_the_card_is_asked_at_most_once_a_second(monkeypatch):
+  asked = []
+  monkeypatch.setattr(torch.cuda, 'utilization', lambda device: asked.append(device) or 50)
+  monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda device: 10)
+  monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(total_memory=80))
+  gauge = GpuGauge(torch.device('cuda', 0))
+  asked.clear()
+  assert [gauge()['gpu_busy'] for _ in range(100)] == [0.5] * 100
+  assert len(asked) == 1
 
 
 @pytest.mark.gpu
