@@ -6,7 +6,7 @@ import pytest
 
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import CurriculumSpec, ExperimentSpec, StageSpec
-from yxanul.kernels import vocab_loss
+from yxanul.kernels import capabilities, vocab_loss
 from yxanul.planning import memory
 
 ULTRA = ModelSpec()
@@ -74,8 +74,18 @@ def test_recomputed_blocks_keep_their_inputs_and_one_block_at_a_time():
 def test_logits_are_counted_in_chunks_of_the_kernels_size():
   assert memory.VOCAB_CHUNK_BYTES == vocab_loss.CHUNK_BYTES
   gradients = 100 * 128 * 2 + 200_005 * 128 * 4
-  assert memory.vocab_loss_bytes(ULTRA, BF16, 100) == 100 * 200_005 * (4 + 2) + gradients
+  assert memory.vocab_loss_bytes(ULTRA, BF16, 100) == gradients  # its kernels keep the logits on the chip
+  wide = dataclasses.replace(ULTRA, embedding_rank=256)
+  assert memory.vocab_loss_bytes(wide, BF16, 100) == 100 * 200_005 * (4 + 2) + 2 * gradients
   assert memory.vocab_loss_bytes(ULTRA, FP32, 1000) < 2**28 + 1000 * 128 * 4 + 200_005 * 128 * 4
+
+
+def test_logits_stay_on_the_chip_where_the_kernel_for_it_is_chosen():
+  versions = (('torch', '2.11.0'), ('triton', '3.6.0'))
+  card = capabilities.Capabilities('cuda', 'NVIDIA H200', (9, 0), 141 * 10**9, versions)
+  for width in (8, *memory.FUSED_LOSS_WIDTHS, 256, 768):
+    chosen = capabilities.choose_engines(card, BF16, width).vocab_loss
+    assert (chosen == 'triton') == (width in memory.FUSED_LOSS_WIDTHS), width
 
 
 def test_rows_go_through_in_as_few_parts_as_fit():
@@ -95,7 +105,7 @@ def test_rows_go_through_in_as_few_parts_as_fit():
     assert memory.step_bytes(spec, stage, parts) <= limit < memory.step_bytes(spec, stage, parts // 2)
   with pytest.raises(
     ValueError,
-    match=r'stage 1 \(length 2048\): its smallest part needs about 5\.\d GB, got 1.0 GB: no batch fits; wants '
+    match=r'stage 1 \(length 2048\): its smallest part needs about 4\.\d GB, got 1.0 GB: no batch fits; wants '
     r'--config.training.recompute=blocks, .*--config.training.gpu_memory_gb raised, or --config.curriculum.stages\[0\].seq_len',
   ):
     memory.pieces(spec, stage, int(1e9))

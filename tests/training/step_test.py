@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -137,6 +138,22 @@ def test_clipping_limits_the_gradient_that_the_optimizer_sees():
   assert torch.equal(m.grad_norm, n.grad_norm)
   first = [s.opt_state[1]['first']['final_norm.weight'] for s in (a, b)]
   torch.testing.assert_close(first[1], first[0] / 2)
+
+
+def test_gradients_of_earlier_pieces_are_kept_as_one_sum(monkeypatch):
+  spec, stage, state, _, tokens = make()
+  step = make_train_step(spec, stage, build(spec.optimizer, spec.model), FP32, TEXT, pieces=4)
+  earlier, alive, differentiate = [], [], torch.autograd.grad
+
+  def watched(*args):
+    alive.append(sum(reference() is not None for reference in earlier))
+    gradients = differentiate(*args)
+    earlier.append(weakref.ref(gradients[0]))
+    return gradients
+
+  monkeypatch.setattr(torch.autograd, 'grad', watched)
+  step(state, tokens, *rates())
+  assert alive == [0, 1, 1, 1]
 
 
 def test_calibration_keeps_gradients_from_underflowing():

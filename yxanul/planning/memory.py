@@ -34,6 +34,7 @@ from yxanul.config.spec import ExperimentSpec, StageSpec
 
 USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
 SHORT_ROWS = 256  # tokens of the longest row that kernels.attention_short takes
+FUSED_LOSS_WIDTHS = (16, 32, 64, 128)  # in front of the head, for which kernels.vocab_loss_triton is there
 VOCAB_CHUNK_BYTES = 256 * 2**20  # of FP32 logits that exist at one time: kernels.vocab_loss.CHUNK_BYTES
 
 
@@ -47,7 +48,7 @@ class MemoryEstimate:
   optimizer_bytes: int  # FP32: AdamW's two moments, Muon's one
   activations_bytes: int  # kept for the backward pass
   workspace_bytes: int  # gradients inside one block while it is differentiated
-  vocab_loss_bytes: int  # one chunk of logits, and the head's two gradients
+  vocab_loss_bytes: int  # the head's two gradients, and a chunk of logits where one is held
 
   @property
   def total_bytes(self) -> int:
@@ -112,11 +113,14 @@ def saved_bytes_per_token(model: ModelSpec, precision: PrecisionSpec, seq_len: i
 
 
 def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) -> int:
-  """One chunk of FP32 logits (and of their gradient in the activations' format), the gradients of input and table."""
-  rank, a = model.embedding_rank or model.d_model, _activation_bytes(precision)
+  """The gradients of input and table; where no kernel keeps the logits on the chip, one chunk of them in FP32 (and of their
+  gradient in the activations' format)."""
+  rank, a = model.head_width, _activation_bytes(precision)
+  gradients = a * tokens * rank + 4 * model.vocab_size * rank
+  if a == 2 and rank in FUSED_LOSS_WIDTHS:
+    return gradients
   chunk_tokens = min(tokens, max(1, VOCAB_CHUNK_BYTES // (4 * model.vocab_size)))
-  gradient = 0 if a == 4 else a  # FP32 logits become their gradient in place
-  return chunk_tokens * model.vocab_size * (4 + gradient) + a * tokens * rank + 4 * model.vocab_size * rank
+  return chunk_tokens * model.vocab_size * (4 + (0 if a == 4 else a)) + gradients  # FP32 logits become their gradient in place
 
 
 def optimizer_bytes(spec: ExperimentSpec) -> int:

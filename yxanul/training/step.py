@@ -145,6 +145,8 @@ def differentiate(
       loss, nats = loss + part, nats + part_nats
       for name, gradient in part_gradients.items():
         gradients[name] = gradient if name in complete else gradients[name].add_(gradient)
+      del gradient
+    del part_gradients  # or they would stand beside those of the next piece
   return loss, nats, gradients
 
 
