@@ -10,7 +10,7 @@ if not GPU:
   os.environ['TRITON_INTERPRET'] = '1'
 pytest.importorskip('triton', reason='needs triton')
 
-from yxanul.kernels import fp8_casts, fp8_reference  # noqa: E402
+from yxanul.kernels import attention, fp8_casts, fp8_reference, fp8_rope  # noqa: E402
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, Matrix  # noqa: E402
 
 DEVICE, DTYPE = ('cuda', torch.bfloat16) if GPU else ('cpu', torch.float32)
@@ -30,7 +30,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def both(name: str, *args, scale: float = 20.0):
   """The function of both modules: (results, amax) of each."""
-  for module in (fp8_casts, fp8_reference):
+  for module in (fp8_rope if name == 'turn_back_cast' else fp8_casts, fp8_reference):
     scale_1, amax = torch.tensor([scale], device=DEVICE), torch.full((1,), 1e-3, device=DEVICE)
     filled = [scale_1 if a == 'scale' else amax if a == 'amax' else a for a in args]
     yield getattr(module, name)(*filled), amax
@@ -98,4 +98,15 @@ def test_dswiglu_cast(row, column):
     'dswiglu_cast', draw(M, K), draw(M, 2 * K, seed=1), 'scale', 'amax', row, column, scale=2000.0
   )
   assert_same([m for m in got if m], [m for m in wants if m], exact=False)
+  torch.testing.assert_close(amax, wants_amax, rtol=1e-5, atol=0)
+
+
+# Rows that no whole tile holds, lengths that fours of tokens straddle, halves of a head that are no power of two.
+@pytest.mark.parametrize(('n_rows', 'length', 'heads', 'width'), [(4, 48, (4, 2), 16), (8, 13, (3, 1), 24), (1, 64, (2, 2), 8)])
+def test_turn_back_cast(n_rows, length, heads, width):
+  gradients = [draw(n_rows, length, n, width, seed=i) for i, n in enumerate((heads[0], heads[1], heads[1]))]
+  tables = attention.rope_tables(length, width, 10000.0, torch.device(DEVICE))
+  (got, amax), (wants, wants_amax) = both('turn_back_cast', *gradients, *tables, 'scale', 'amax', scale=2000.0)
+  assert_same(got, wants, exact=False)
+  assert torch.equal(got[0].data.t(), got[1].data)
   torch.testing.assert_close(amax, wants_amax, rtol=1e-5, atol=0)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from yxanul.kernels import fp8, fp8_fused, norm
+from yxanul.config.model_spec import ModelSpec
+from yxanul.kernels import attention, fp8, fp8_fused, norm
 
 N, D, F, EPS = 256, 64, 96, 1e-5
 
@@ -75,3 +76,26 @@ def test_without_gradients_only_the_forward_pass_is_computed():
   assert torch.count_nonzero(amax[:, 2]) == 0
   z, _ = fp8_fused.norm_linear(x, None, gain, up, scales(), amax[0], 'reference', EPS)
   assert z.shape == (*x.shape[:-1], 2 * F)
+
+
+def test_norm_qkv_is_norm_linear_then_split():
+  """The gradients of q, k and v reach the same weights, and the same amax, whether the packed gradient is written or not."""
+  heads, width = (4, 2), 8
+  g = torch.Generator().manual_seed(3)
+  x, delta = (torch.randn(2, 16, 32, generator=g).requires_grad_() for _ in range(2))
+  gain, weight = (
+    torch.ones(32).requires_grad_(),
+    torch.randn(sum(heads) * width + heads[1] * width, 32, generator=g).requires_grad_(),
+  )
+  tables, inputs = attention.rope_tables(16, width, 10000.0, torch.device('cpu')), (x, delta, gain, weight)
+  model = ModelSpec(n_heads=heads[0], n_kv_heads=heads[1], head_dim=width)
+  amax, wants_amax = torch.zeros(3), torch.zeros(3)
+  rotation = fp8_fused.Rotation(*tables, *heads, width)
+  got = fp8_fused.norm_qkv(x, delta, gain, weight, scales(), amax, 'reference', EPS, rotation)
+  qkv, stream = fp8_fused.norm_linear(x, delta, gain, weight, scales(), wants_amax, 'reference', EPS)
+  wants = *attention.split(qkv, model, tables, fused=False), stream
+  for a, b in zip(got, wants, strict=True):
+    assert torch.equal(a, b)
+  dy = [torch.randn(*part.shape, generator=g) for part in got]
+  assert_close(torch.autograd.grad(got, inputs, dy), torch.autograd.grad(wants, inputs, dy), 1e-5)
+  torch.testing.assert_close(amax, wants_amax)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
-from yxanul.kernels import capabilities, fp8, fp8_fused
+from yxanul.kernels import attention, capabilities, fp8, fp8_fused
 
 pytestmark = [
   pytest.mark.gpu,
@@ -139,6 +139,21 @@ def test_fused_block_is_near_the_reference(engine):
   for name, a, b in zip(('x', *p), gradients, wants, strict=True):
     assert relative(a, b) < 0.08, name
   torch.testing.assert_close(amax, wants_amax, rtol=0.15, atol=0)
+
+
+def test_norm_qkv_equals_reference(engine):
+  x, weight, _ = tensors('qkv')
+  x, gain = x.detach().view(4, N // 4, 768).requires_grad_(), torch.ones(768, device='cuda', requires_grad=True)
+  rotation = fp8_fused.Rotation(*attention.rope_tables(N // 4, 64, 10000.0, torch.device('cuda')), 12, 2, 64)
+  dy = [torch.randn(4, N // 4, *rest, device='cuda').bfloat16() * 1e-7 for rest in ((12, 64), (2, 64), (2, 64), (768,))]
+  scale, results = torch.tensor([80.0, 2000.0, 1e11], device='cuda'), []
+  for name in (engine, 'reference'):
+    amax = torch.zeros(3, device='cuda')
+    out = fp8_fused.norm_qkv(x, None, gain, weight, scale, amax, name, 1e-5, rotation)
+    results.append([*(part.detach() for part in out), amax, *torch.autograd.grad(out, (x, gain, weight), dy)])
+  for a, b in zip(*results, strict=True):
+    assert a.dtype == b.dtype
+    assert relative(a, b) < TOLERANCE
 
 
 def test_update_is_transformer_engines():

@@ -85,25 +85,36 @@ def packed_attention(
   `engine` is one of `attention`, or `short` (Triton, one kernel each way for rows of up to 256 tokens without a mask). On a GPU
   `fused` makes one Triton kernel each way of what stands around the other engines: rotation, split, and the gather of dqkv.
   """
-  if engine == 'short' and mask_B1TT is None:
+  if takes_packed(engine, mask_B1TT):
     from yxanul.kernels.attention_short import attention_short  # Triton is there on GPUs only
 
     n_rows, length, _ = qkv_BTO.shape
     cos, sin = rope_tables or (None, None)
     mixed_ND = attention_short(qkv_BTO.flatten(0, 1), length, model.n_heads, model.n_kv_heads, model.head_dim, cos, sin)
     return mixed_ND.view(n_rows, length, -1)
+  mixed_BTHC = attention(*split(qkv_BTO, model, rope_tables, fused), mask_B1TT, 'sdpa' if engine == 'short' else engine)
+  return rearrange(mixed_BTHC, 'b t h c -> b t (h c)')
+
+
+def takes_packed(engine: str, mask_B1TT: Tensor | None) -> bool:
+  """Whether this attention works on the packed projection itself."""
+  return engine == 'short' and mask_B1TT is None
+
+
+def split(
+  qkv_BTO: Tensor, model: ModelSpec, rope_tables: tuple[Tensor, Tensor] | None, fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+  """Rotated queries and keys, and values, of a packed projection, each (B, T, heads, C); `fused` as in `packed_attention`."""
   # What torch.compile looks into it fuses itself.
   if rope_tables is not None and fused and qkv_BTO.is_cuda and not torch.compiler.is_compiling():
     from yxanul.kernels.attention_rope import rotated
 
-    q_BTHC, k_BTKC, v_BTKC = rotated(qkv_BTO, *rope_tables, model.n_heads, model.n_kv_heads, model.head_dim)
-  else:
-    q, k, v = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
-    q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in (q, k, v))
-    if rope_tables is not None:
-      q_BTHC, k_BTKC = rope(q_BTHC, *rope_tables), rope(k_BTKC, *rope_tables)
-  mixed_BTHC = attention(q_BTHC, k_BTKC, v_BTKC, mask_B1TT, 'sdpa' if engine == 'short' else engine)
-  return rearrange(mixed_BTHC, 'b t h c -> b t (h c)')
+    return rotated(qkv_BTO, *rope_tables, model.n_heads, model.n_kv_heads, model.head_dim)
+  parts = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
+  q_BTHC, k_BTKC, v_BTKC = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in parts)
+  if rope_tables is not None:
+    q_BTHC, k_BTKC = rope(q_BTHC, *rope_tables), rope(k_BTKC, *rope_tables)
+  return q_BTHC, k_BTKC, v_BTKC
 
 
 def supports_short(seq_len: int, head_dim: int, device: torch.device) -> bool:

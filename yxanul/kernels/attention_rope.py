@@ -13,6 +13,8 @@ one thread.
 Rejected: turning the projection in place, which saves the bytes of v forward, but overwrites what a caller may still hold.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -39,14 +41,20 @@ def rotated(
   return _Rotated.apply(qkv_BTO, cos_TC2, sin_TC2, n_heads, n_kv_heads, head_dim)
 
 
+def split(
+  qkv_BTO: Tensor, cos_TC2: Tensor, sin_TC2: Tensor, n_heads: int, n_kv_heads: int, head_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+  """`rotated` for those who take the gradients themselves."""
+  parts = tuple(qkv_BTO.new_empty(*qkv_BTO.shape[:2], heads, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads))
+  _launch(qkv_BTO.contiguous(), parts, cos_TC2, sin_TC2, back=False)
+  return parts
+
+
 class _Rotated(torch.autograd.Function):
   @staticmethod
   def forward(ctx, qkv_BTO, cos_TC2, sin_TC2, n_heads, n_kv_heads, head_dim):
     ctx.save_for_backward(cos_TC2, sin_TC2)
-    lead = qkv_BTO.shape[:2]
-    parts = [qkv_BTO.new_empty(*lead, heads, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads)]
-    _launch(qkv_BTO.contiguous(), parts, cos_TC2, sin_TC2, back=False)
-    return tuple(parts)
+    return split(qkv_BTO, cos_TC2, sin_TC2, n_heads, n_kv_heads, head_dim)
 
   @staticmethod
   def backward(ctx, dq_BTHC, dk_BTKC, dv_BTKC):
@@ -57,7 +65,7 @@ class _Rotated(torch.autograd.Function):
     return dqkv_BTO, None, None, None, None, None
 
 
-def _launch(packed_BTO: Tensor, parts: list[Tensor], cos_TC2: Tensor, sin_TC2: Tensor, back: bool) -> None:
+def _launch(packed_BTO: Tensor, parts: Sequence[Tensor], cos_TC2: Tensor, sin_TC2: Tensor, back: bool) -> None:
   n_rows, length, n_heads, head_dim = parts[0].shape
   n_tokens = n_rows * length
   _rotate_kernel[(triton.cdiv(n_tokens, BLOCK),)](

@@ -44,7 +44,7 @@ add.f32 t, t, 0f3F800000;
 rcp.approx.ftz.f32 $0, t; }""")
 
 
-class _Output:
+class Output:
   """Memory for a cast matrix of M by K: itself, its transpose, the inverse of the scale."""
 
   def __init__(self, m: int, k: int, dtype: torch.dtype, row: bool, column: bool, device: torch.device):
@@ -67,11 +67,11 @@ def cast(
 ) -> tuple[Matrix | None, Matrix | None]:
   """As `fp8_reference.cast`."""
   m, k = x_MK.shape
-  out = _Output(m, k, dtype, row, column, x_MK.device)
+  out = Output(m, k, dtype, row, column, x_MK.device)
   return _launch(_cast_kernel, CAST_TILE, (x_MK,), scale_1, amax_1, out, m, k)
 
 
-def _launch(kernel, tile: tuple, inputs: tuple[Tensor, ...], scale_1: Tensor, amax_1: Tensor, out: _Output, m: int, k: int):
+def _launch(kernel, tile: tuple, inputs: tuple[Tensor, ...], scale_1: Tensor, amax_1: Tensor, out: Output, m: int, k: int):
   rows, columns, warps, registers = tile
   kernel[(triton.cdiv(m, rows), triton.cdiv(k, columns))](
     *inputs, scale_1, amax_1, out.scale_inv, out.row, out.words, m, k,
@@ -85,7 +85,7 @@ def norm_cast(
 ) -> tuple[Matrix, Matrix | None, Tensor, Tensor]:
   """As `fp8_reference.norm_cast`."""
   m, k = x_MK.shape
-  out = _Output(m, k, FORWARD, True, column, x_MK.device)
+  out = Output(m, k, FORWARD, True, column, x_MK.device)
   rstd_M = torch.empty(m, device=x_MK.device)
   sum_MK = x_MK if delta_MK is None else torch.empty_like(x_MK)
   rows, columns, warps, registers = NORM_TILE
@@ -113,7 +113,7 @@ def norm_backward(dy_MK: Tensor, x_MK: Tensor, rstd_M: Tensor, gain_K: Tensor, r
 def swiglu_cast(h_MF: Tensor, scale_1: Tensor, amax_1: Tensor, column: bool) -> tuple[Matrix, Matrix | None]:
   """As `fp8_reference.swiglu_cast`."""
   m, k = h_MF.shape[0], h_MF.shape[1] // 2
-  out = _Output(m, k, FORWARD, True, column, h_MF.device)
+  out = Output(m, k, FORWARD, True, column, h_MF.device)
   return _launch(_swiglu_cast_kernel, SWIGLU_TILE, (h_MF,), scale_1, amax_1, out, m, k)
 
 
@@ -122,7 +122,7 @@ def dswiglu_cast(
 ) -> tuple[Matrix | None, Matrix | None]:
   """As `fp8_reference.dswiglu_cast`."""
   m, k = dy_MK.shape
-  out = _Output(m, 2 * k, BACKWARD, row, column, h_MF.device)
+  out = Output(m, 2 * k, BACKWARD, row, column, h_MF.device)
   return _launch(_dswiglu_cast_kernel, DSWIGLU_TILE, (dy_MK, h_MF), scale_1, amax_1, out, m, k)
 
 
@@ -141,13 +141,13 @@ def _read(ptr, rows, columns, m, k, stride):
 
 
 @triton.jit
-def _largest(y_0, y_1, y_2, y_3):
+def largest(y_0, y_1, y_2, y_3):
   """max |y| of four tiles, place by place."""
   return tl.maximum(tl.maximum(tl.abs(y_0), tl.abs(y_1)), tl.maximum(tl.abs(y_2), tl.abs(y_3)))
 
 
 @triton.jit
-def _write(
+def write(
   y_0, y_1, y_2, y_3, fours, columns, m, k, stride, row_ptr, column_ptr, scale,
   ROW: tl.constexpr, COLUMN: tl.constexpr, LARGEST: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
@@ -191,9 +191,9 @@ def _cast_kernel(
   first = 4 * fours
   x_0, x_1 = _read(x_ptr, first, columns, m, k, k), _read(x_ptr, first + 1, columns, m, k, k)
   x_2, x_3 = _read(x_ptr, first + 2, columns, m, k, k), _read(x_ptr, first + 3, columns, m, k, k)
-  tl.atomic_max(amax_ptr, tl.max(_largest(x_0, x_1, x_2, x_3)))
+  tl.atomic_max(amax_ptr, tl.max(largest(x_0, x_1, x_2, x_3)))
   scale = tl.load(scale_ptr)
-  _write(x_0, x_1, x_2, x_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
+  write(x_0, x_1, x_2, x_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
 
 
 @triton.jit
@@ -220,9 +220,9 @@ def _swiglu_cast_kernel(
   first = 4 * fours
   y_0, y_1 = _swiglu(h_ptr, first, columns, m, k, NATIVE), _swiglu(h_ptr, first + 1, columns, m, k, NATIVE)
   y_2, y_3 = _swiglu(h_ptr, first + 2, columns, m, k, NATIVE), _swiglu(h_ptr, first + 3, columns, m, k, NATIVE)
-  tl.atomic_max(amax_ptr, tl.max(_largest(y_0, y_1, y_2, y_3)))
+  tl.atomic_max(amax_ptr, tl.max(largest(y_0, y_1, y_2, y_3)))
   scale = tl.load(scale_ptr)
-  _write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
+  write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
 
 
 @triton.jit
@@ -245,11 +245,11 @@ def _dswiglu_cast_kernel(
   g_1, u_1 = _dswiglu(dy_ptr, h_ptr, first + 1, columns, m, k, NATIVE)
   g_2, u_2 = _dswiglu(dy_ptr, h_ptr, first + 2, columns, m, k, NATIVE)
   g_3, u_3 = _dswiglu(dy_ptr, h_ptr, first + 3, columns, m, k, NATIVE)
-  tl.atomic_max(amax_ptr, tl.max(tl.maximum(_largest(g_0, g_1, g_2, g_3), _largest(u_0, u_1, u_2, u_3))))
+  tl.atomic_max(amax_ptr, tl.max(tl.maximum(largest(g_0, g_1, g_2, g_3), largest(u_0, u_1, u_2, u_3))))
   scale = tl.load(scale_ptr)
-  _write(g_0, g_1, g_2, g_3, fours, columns, m, k, 2 * k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
+  write(g_0, g_1, g_2, g_3, fours, columns, m, k, 2 * k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
   below = column_ptr + k.to(tl.int64) * (m // 4 if NATIVE else m)
-  _write(u_0, u_1, u_2, u_3, fours, columns, m, k, 2 * k, row_ptr + k, below, scale, ROW, COLUMN, LARGEST, NATIVE)
+  write(u_0, u_1, u_2, u_3, fours, columns, m, k, 2 * k, row_ptr + k, below, scale, ROW, COLUMN, LARGEST, NATIVE)
 
 
 @triton.jit
@@ -282,7 +282,7 @@ def _norm_cast_kernel(
     tl.store(rstd_ptr + rows, rstd, rows < m)
     rstds = rstds + (rstd,)  # noqa: RUF005
   scale = tl.load(scale_ptr)
-  largest = tl.zeros([BM // 4, BK], tl.float32)
+  top = tl.zeros([BM // 4, BK], tl.float32)
   for c in tl.static_range(CHUNKS):
     columns = c * BK + start
     gain = tl.load(gain_ptr + columns, columns < k, 0.0).to(tl.float32)[None, :]
@@ -290,9 +290,9 @@ def _norm_cast_kernel(
     y_1 = kept[CHUNKS + c].to(tl.float32) * rstds[1][:, None] * gain
     y_2 = kept[2 * CHUNKS + c].to(tl.float32) * rstds[2][:, None] * gain
     y_3 = kept[3 * CHUNKS + c].to(tl.float32) * rstds[3][:, None] * gain
-    largest = tl.maximum(largest, _largest(y_0, y_1, y_2, y_3))
-    _write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
-  tl.atomic_max(amax_ptr, tl.max(largest))
+    top = tl.maximum(top, largest(y_0, y_1, y_2, y_3))
+    write(y_0, y_1, y_2, y_3, fours, columns, m, k, k, row_ptr, column_ptr, scale, ROW, COLUMN, LARGEST, NATIVE)
+  tl.atomic_max(amax_ptr, tl.max(top))
 
 
 @triton.jit

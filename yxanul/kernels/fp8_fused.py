@@ -9,6 +9,8 @@ past the norm, inside the norm's own.
 Shapes: N tokens, D model width, O output width, F hidden width, U = 2F gate and up side by side.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,21 @@ from yxanul.kernels import fp8, norm
 from yxanul.kernels.fp8_formats import FORWARD, Matrix
 
 _UNFUSED = ('calibrate', 'bf16', 'fp32')
+
+
+class Rotation(NamedTuple):
+  """How a packed projection is split and rotated; the tables are `attention.rope_tables`."""
+
+  cos_TC2: Tensor
+  sin_TC2: Tensor
+  n_heads: int
+  n_kv_heads: int
+  head_dim: int
+
+
+def fuses(engine: str, recipe: str) -> bool:
+  """Whether norms and activations are fused with casts; current scaling must see a whole tensor before it can cast it."""
+  return engine not in _UNFUSED and recipe == 'delayed'
 
 
 def norm_linear(
@@ -38,10 +55,30 @@ def norm_linear(
   Returns:
     (..., O) in x's dtype; the residual stream, to be used from here on.
   """
-  if engine in _UNFUSED or recipe == 'current':
+  if not fuses(engine, recipe):
     x_ND = x_ND if delta_ND is None else x_ND + delta_ND
     return fp8.linear(norm.rms_norm(x_ND, gain_D, eps), weight_OD, None, scale_3, amax_3, engine, recipe), x_ND
-  return _NormLinear.apply(x_ND, delta_ND, gain_D, weight_OD, scale_3, amax_3, fp8.load(engine), eps, torch.is_grad_enabled())
+  training = torch.is_grad_enabled()
+  return _NormLinear.apply(x_ND, delta_ND, gain_D, weight_OD, scale_3, amax_3, fp8.load(engine), eps, training, None)
+
+
+def norm_qkv(
+  x_BTD: Tensor,
+  delta_BTD: Tensor | None,
+  gain_D: Tensor,
+  weight_OD: Tensor,
+  scale_3: Tensor,
+  amax_3: Tensor,
+  engine: str,
+  eps: float,
+  rotation: Rotation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+  """`norm_linear` of an engine that fuses, its result split and rotated: q_BTHC, k_BTKC, v_BTKC and x + delta.
+
+  Backward the three gradients are turned back and cast in one pass, so that the projection's own is never written.
+  """
+  training = torch.is_grad_enabled()
+  return _NormLinear.apply(x_BTD, delta_BTD, gain_D, weight_OD, scale_3, amax_3, fp8.load(engine), eps, training, rotation)
 
 
 def norm_mlp(
@@ -64,7 +101,7 @@ def norm_mlp(
   Returns:
     (..., D) in x's dtype, which is the stream's next delta; the residual stream, to be used from here on.
   """
-  if engine in _UNFUSED or recipe == 'current':
+  if not fuses(engine, recipe):
     x_ND = x_ND if delta_ND is None else x_ND + delta_ND
     h_NU = fp8.linear(norm.rms_norm(x_ND, gain_D, eps), up_weight_UD, None, scale_23[0], amax_23[0], engine, recipe)
     return fp8.linear(norm.swiglu(h_NU), down_weight_DF, None, scale_23[1], amax_23[1], engine, recipe), x_ND
@@ -79,25 +116,31 @@ def _flat(x: Tensor | None) -> Tensor | None:
 
 class _NormLinear(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x, delta, gain_D, weight_OD, scale_3, amax_3, engine, eps, training):
+  def forward(ctx, x, delta, gain_D, weight_OD, scale_3, amax_3, engine, eps, training, rotation):
     ctx.has_delta = delta is not None
     n_row, n_column, rstd_N, x_ND = engine.norm_cast(_flat(x), _flat(delta), gain_D, eps, scale_3[0:1], amax_3[0:1], training)
     w_row, w_column = fp8.cast(engine, weight_OD, 1, scale_3, amax_3, 'delayed', column=training)
     if training:
       ctx.save_for_backward(x_ND, gain_D, rstd_N, n_column.data, n_column.scale_inv, w_column.data, w_column.scale_inv)
-    ctx.scale_3, ctx.amax_3, ctx.engine, ctx.weight_dtype = scale_3, amax_3, engine, weight_OD.dtype
-    return engine.matmul(n_row, w_row, x.dtype, fast=True).view(*x.shape[:-1], -1), x_ND.view(x.shape)
+    ctx.scale_3, ctx.amax_3, ctx.engine, ctx.weight_dtype, ctx.rotation = scale_3, amax_3, engine, weight_OD.dtype, rotation
+    y = engine.matmul(n_row, w_row, x.dtype, fast=True).view(*x.shape[:-1], -1)
+    return *((y,) if rotation is None else engine.split(y, *rotation)), x_ND.view(x.shape)
 
   @staticmethod
-  def backward(ctx, dy, dx_residual):
+  def backward(ctx, *gradients):
+    *dy, dx_residual = gradients
     x_ND, gain_D, rstd_N, *columns = ctx.saved_tensors
     n_column, w_column = Matrix(*columns[:2], FORWARD), Matrix(*columns[2:], FORWARD)
-    dy_row, dy_column = fp8.cast(ctx.engine, _flat(dy), 2, ctx.scale_3, ctx.amax_3, 'delayed')
-    dn_ND = ctx.engine.matmul(dy_row, w_column, dy.dtype, fast=False)
+    if ctx.rotation is None:
+      dy_row, dy_column = fp8.cast(ctx.engine, _flat(dy[0]), 2, ctx.scale_3, ctx.amax_3, 'delayed')
+    else:
+      tables = ctx.rotation.cos_TC2, ctx.rotation.sin_TC2
+      dy_row, dy_column = ctx.engine.turn_back_cast(*dy, *tables, ctx.scale_3[2:3], ctx.amax_3[2:3])
+    dn_ND = ctx.engine.matmul(dy_row, w_column, dx_residual.dtype, fast=False)
     dweight = ctx.engine.matmul(dy_column, n_column, ctx.weight_dtype, fast=False)
     dx_ND, dgain = ctx.engine.norm_backward(dn_ND, x_ND, rstd_N, gain_D, _flat(dx_residual))
     dx = dx_ND.view(dx_residual.shape)
-    return dx, dx if ctx.has_delta else None, dgain, dweight, None, None, None, None, None
+    return dx, dx if ctx.has_delta else None, dgain, dweight, None, None, None, None, None, None
 
 
 class _NormMlp(torch.autograd.Function):

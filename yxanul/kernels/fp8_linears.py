@@ -47,6 +47,24 @@ class Fp8Linears(Linears):
       self.precision.fp8_recipe,
     )
 
+  def norm_qkv(
+    self, x_BTD: Tensor, delta_BTD: Tensor | None, p: Params, rope_tables: tuple[Tensor, Tensor] | None, fused: bool
+  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    precision, model = self.precision, self.model
+    if not (fused and rope_tables and self._fuses('qkv') and fp8_fused.fuses(self.engine, precision.fp8_recipe)):
+      return super().norm_qkv(x_BTD, delta_BTD, p, rope_tables, fused)
+    return fp8_fused.norm_qkv(
+      x_BTD,
+      delta_BTD,
+      p['attention_norm.weight'],
+      p['qkv.weight'],
+      self.scale[0],
+      self.amax[0],
+      self.engine,
+      model.norm_eps,
+      fp8_fused.Rotation(*rope_tables, model.n_heads, model.n_kv_heads, model.head_dim),
+    )
+
   def norm_mlp(self, x_BTD: Tensor, delta_BTD: Tensor, p: Params) -> tuple[Tensor, Tensor]:
     if not self._fuses('up', 'down'):
       return super().norm_mlp(x_BTD, delta_BTD, p)

@@ -5,7 +5,9 @@ transposes what its norm and SwiGLU wrote, in kernels of their own. Both round a
 last bits.
 """
 
+from yxanul.kernels.attention_rope import split
 from yxanul.kernels.fp8_casts import dswiglu_cast, norm_cast, swiglu_cast
+from yxanul.kernels.fp8_rope import turn_back_cast
 from yxanul.kernels.fp8_te import cast, matmul, norm_backward
 
-__all__ = ['cast', 'dswiglu_cast', 'matmul', 'norm_backward', 'norm_cast', 'swiglu_cast']
+__all__ = ['cast', 'dswiglu_cast', 'matmul', 'norm_backward', 'norm_cast', 'split', 'swiglu_cast', 'turn_back_cast']

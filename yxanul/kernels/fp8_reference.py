@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from yxanul.kernels.attention import rope
 from yxanul.kernels.fp8_formats import BACKWARD, FORWARD, LARGEST, Matrix
 
 
@@ -67,3 +68,22 @@ def dswiglu_cast(
   sigmoid = gate.sigmoid()
   dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
   return cast(torch.cat((dgate, dy * gate * sigmoid), -1), scale_1, amax_1, BACKWARD, row, column)
+
+
+def split(
+  qkv_BTO: Tensor, cos_TC2: Tensor, sin_TC2: Tensor, n_heads: int, n_kv_heads: int, head_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+  """Rotated queries and keys, and values, of a packed projection; each (B, T, heads, C)."""
+  parts = qkv_BTO.split([heads * head_dim for heads in (n_heads, n_kv_heads, n_kv_heads)], -1)
+  q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in parts)
+  return rope(q, cos_TC2, sin_TC2), rope(k, cos_TC2, sin_TC2), v.contiguous()
+
+
+def turn_back_cast(
+  dq_BTHC: Tensor, dk_BTKC: Tensor, dv_BTKC: Tensor, cos_TC2: Tensor, sin_TC2: Tensor, scale_1: Tensor, amax_1: Tensor
+) -> tuple[Matrix, Matrix]:
+  """The gradient of a packed projection (B T, O) from those of rotated queries, rotated keys and values, cast to E5M2."""
+  cos, sin = (table[: dq_BTHC.shape[1]] for table in (cos_TC2, sin_TC2))
+  turned = rope(dq_BTHC.float(), cos, -sin), rope(dk_BTKC.float(), cos, -sin), dv_BTKC.float()
+  dqkv_NO = torch.cat([part.flatten(2) for part in turned], -1).flatten(0, 1)
+  return cast(dqkv_NO, scale_1, amax_1, BACKWARD, True, True)

@@ -11,11 +11,13 @@ import torch
 from yxanul.kernels.fp8_formats import Matrix
 
 if torch.cuda.is_available() and importlib.util.find_spec('triton'):
+  from yxanul.kernels.attention_rope import split
   from yxanul.kernels.fp8_casts import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
+  from yxanul.kernels.fp8_rope import turn_back_cast
 else:
-  from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, swiglu_cast
+  from yxanul.kernels.fp8_reference import cast, dswiglu_cast, norm_backward, norm_cast, split, swiglu_cast, turn_back_cast
 
-__all__ = ['cast', 'dswiglu_cast', 'matmul', 'norm_backward', 'norm_cast', 'swiglu_cast']
+__all__ = ['cast', 'dswiglu_cast', 'matmul', 'norm_backward', 'norm_cast', 'split', 'swiglu_cast', 'turn_back_cast']
 
 
 def matmul(a_MK: Matrix, b_NK: Matrix, out_dtype: torch.dtype, fast: bool) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yxanul.config.model_spec import ModelSpec
-from yxanul.kernels import norm
+from yxanul.kernels import attention, norm
 
 Params = dict[str, Tensor]
 
@@ -36,6 +36,13 @@ class Linears:
     """qkv of the normed stream, (B, T, d_qkv); and the stream with `delta` added, which is the stream from here on."""
     x_BTD = x_BTD if delta_BTD is None else x_BTD + delta_BTD
     return self.linear(normalize(x_BTD, p, 'attention_norm', self.model), p, 'qkv'), x_BTD
+
+  def norm_qkv(
+    self, x_BTD: Tensor, delta_BTD: Tensor | None, p: Params, rope_tables: tuple[Tensor, Tensor] | None, fused: bool
+  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `norm_linear`, with the projection split and rotated as `attention.split` does it: queries, keys, values, stream."""
+    qkv_BTO, x_BTD = self.norm_linear(x_BTD, delta_BTD, p)
+    return *attention.split(qkv_BTO, self.model, rope_tables, fused), x_BTD
 
   def norm_mlp(self, x_BTD: Tensor, delta_BTD: Tensor, p: Params) -> tuple[Tensor, Tensor]:
     """The MLP of the normed stream, (B, T, D), which is the stream's next delta; and the stream with `delta` added."""

@@ -107,17 +107,25 @@ def embed(params: Params, tokens_BT: Tensor, spec: ModelSpec, dtype: torch.dtype
 
 def block(x_BTD, delta_BTD, p, linears, spec, numerics, rope, mask_B1TT) -> tuple[Tensor, Tensor]:
   """One pre-norm layer: the stream so far and what is still to be added to it, in and out. `p` has no prefix `blocks.`."""
+  if attention.takes_packed(numerics.attention, mask_B1TT):
 
-  def attend(qkv_BTO: Tensor) -> Tensor:
-    return attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention, numerics.compiled)
+    def attend(qkv_BTO: Tensor) -> Tensor:
+      return attention.packed_attention(qkv_BTO, spec, rope, mask_B1TT, numerics.attention)
 
-  return sublayers(x_BTD, delta_BTD, p, linears, attend)
+    return sublayers(x_BTD, delta_BTD, p, linears, attend)
+  *qkv, x_BTD = linears.norm_qkv(x_BTD, delta_BTD, p, rope, numerics.compiled)
+  mixed_BTHC = attention.attention(*qkv, mask_B1TT, 'sdpa' if numerics.attention == 'short' else numerics.attention)
+  return _after_attention(mixed_BTHC.flatten(2), x_BTD, p, linears)
 
 
 def sublayers(x_BTD, delta_BTD, p, linears, attend: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
   """`block`, for any attention: `attend` takes the packed projection (B, T, d_qkv) to the mixed values (B, T, d_query)."""
   qkv_BTO, x_BTD = linears.norm_linear(x_BTD, delta_BTD, p)
-  delta_BTD = linears.linear(attend(qkv_BTO), p, 'attention_out')
+  return _after_attention(attend(qkv_BTO), x_BTD, p, linears)
+
+
+def _after_attention(mixed_BTD, x_BTD, p, linears) -> tuple[Tensor, Tensor]:
+  delta_BTD = linears.linear(mixed_BTD, p, 'attention_out')
   delta_BTD, x_BTD = linears.norm_mlp(x_BTD, delta_BTD, p)
   return x_BTD, delta_BTD
 
