@@ -27,6 +27,7 @@ setup(
     'numpy>=1.26',
     'orbax-checkpoint>=0.11',
     'rich>=13.7',
+    'safetensors>=0.4.3',
     'tokenizers>=0.21',
   ],
   extras_require={

@@ -9,7 +9,8 @@ from yxanul.data import shards
 from yxanul.data.sources_document import START, Document
 from yxanul.inference.evaluate import evaluate, read_source, tokenize
 from yxanul.inference.likelihood import Likelihood
-from yxanul.inference.model import data_directory, load
+from yxanul.inference.load import load
+from yxanul.inference.model import data_directory
 
 
 @pytest.fixture(scope='module')

@@ -12,6 +12,7 @@ from typing import Any
 
 import lm_eval
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
 from yxanul.inference.generate import Sampling, complete, streams
@@ -76,7 +77,14 @@ def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, s
     examples: of each task, at most.
     shots: worked examples before each question; None: what the task says.
   """
+  named = any(isinstance(task, str) for task in tasks)  # else the harness need not read what its thousands are called
   found = lm_eval.simple_evaluate(
-    model=Harness(model), tasks=list(tasks), limit=examples, num_fewshot=shots, bootstrap_iters=1000, log_samples=False
+    model=Harness(model),
+    tasks=list(tasks),
+    task_manager=TaskManager(include_defaults=named),
+    limit=examples,
+    num_fewshot=shots,
+    bootstrap_iters=1000,
+    log_samples=False,
   )
   return found['results'], make_table(found)

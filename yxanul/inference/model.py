@@ -1,4 +1,4 @@
-"""A trained model that is ready to be asked, from wherever it was kept."""
+"""A trained model that is ready to be asked."""
 
 import dataclasses
 import functools
@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yxanul.config.convert import from_saved
 from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
-from yxanul.data import tokenizer as tokenizers
 from yxanul.data.tokenizer import Tokenizer
 from yxanul.kernels.capabilities import Engines, choose_engines, detect
 from yxanul.model.transformer import Numerics, Params
-from yxanul.training.checkpoint import read_params
 from yxanul.training.step import plain_numerics
 
 
@@ -74,17 +71,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     raise ValueError(f'--model={folder}: holds no model (no config.json), wants the workdir of a run') from None
   except (ValueError, NotADirectoryError) as error:
     raise ValueError(f'{path}: not readable as JSON ({error})') from None
-
-
-def load(folder: Path) -> Model:
-  """The newest sound checkpoint of a run, on the device that is there.
-
-  Raises:
-    ValueError: in one line: the folder holds no run, no checkpoint, or no tokenizer.
-  """
-  experiment = from_saved(read_config(folder))
-  params, _, _ = read_params(folder / 'checkpoints', experiment.model.parameter_shapes())
-  return on_device(experiment, params, tokenizers.load(data_directory(experiment, folder) / 'tokenizer'))
 
 
 def on_device(experiment: ExperimentSpec, params: Params, tokenizer: Tokenizer) -> Model:

@@ -64,7 +64,7 @@ def _text(model, folder: Path) -> None:
 def main() -> None:
   if _MODEL.value is None:
     raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
-  from yxanul.inference.model import load
+  from yxanul.inference.load import load
 
   folder = Path(_MODEL.value)
   model = load(folder)

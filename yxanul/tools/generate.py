@@ -40,7 +40,7 @@ def main() -> None:
   if '' in _STOP.value:
     raise ValueError("--stop: got '', wants at least one character")
   from yxanul.inference.generate import Generator, Sampling, streams
-  from yxanul.inference.model import load
+  from yxanul.inference.load import load
 
   generator = Generator(load(Path(_MODEL.value)))
   sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, tuple(_STOP.value))

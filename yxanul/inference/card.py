@@ -1,0 +1,109 @@
+"""The model card of an exported folder: what was trained, what was measured, how to load it."""
+
+from typing import Any
+
+from yxanul.inference.model import Model
+
+_FIGURES = (
+  ('val_bpb', 'bits per byte of held-out text', '{:.4f}'),
+  ('ppl_gpt2_equivalent', 'the same as the perplexity of a GPT-2 token', '{:,.2f}'),
+  ('xz_bpb', 'bits per byte of `xz -9e` on that text', '{:.4f}'),
+  ('tokens', 'tokens trained on', '{:,}'),
+  ('bytes', 'bytes of text trained on', '{:,}'),
+  ('seconds', 'seconds in all', '{:,.0f}'),
+  ('seconds_training', 'seconds of training steps', '{:,.0f}'),
+  ('tokens_per_second', 'tokens a second while training', '{:,.0f}'),
+  ('hardware', 'hardware', '{}'),
+)
+
+_TRANSFORMERS = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+inputs = tokenizer('The history of', return_tensors='pt')
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
+
+Every document in training began behind the token {end} (id {end_id}); the tokenizer does not add it."""
+
+_LLAMA_CPP = """
+### llama.cpp
+
+Its converter knows tokenizers by a hash and not this one, so it has to be told how the tokenizer splits text. In a checkout of
+llama.cpp (`pip install -r requirements.txt` there):
+
+```bash
+python -c "
+import runpy, sys
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: '{splits}'
+sys.argv[0] = 'convert_hf_to_gguf.py'
+runpy.run_path(sys.argv[0], run_name='__main__')" FOLDER --outfile model.gguf
+```
+"""
+
+_FACTORIZED = """```bash
+python -m yxanul.tools.generate --model=FOLDER --prompt='The history of'
+```
+
+```python
+from yxanul.inference.load import load
+model = load(Path('FOLDER'))  # model.params: the names and shapes of yxanul.config.model_spec.ModelSpec.parameter_shapes
+```
+
+`python -m yxanul.tools.export --model=FOLDER --output=OTHER` writes the form that transformers loads."""
+
+
+def splits(model: Model) -> str:
+  """llama.cpp's name of how the tokenizer splits text: 'superbpe' (numbers alone are apart), or 'gpt-2'."""
+  pieces = model.tokenizer.inner.pre_tokenizer.pre_tokenize_str('by the way')
+  return 'superbpe' if len(pieces) == 1 else 'gpt-2'
+
+
+def model_card(model: Model, result: dict[str, Any], factorized: bool, dtype: str, n_stored: int) -> str:
+  """README.md of the folder.
+
+  Args:
+    result: result.json of the run, {} where there is none.
+    n_stored: numbers in the weights file.
+  """
+  experiment, spec = model.experiment, model.spec
+  described = (
+    f'{spec.n_layers} layers of width {spec.d_model}, {spec.n_heads} query and {spec.n_kv_heads} key/value heads of '
+    f'{spec.head_dim}, {spec.activation} of {spec.d_hidden}, {spec.norm}, {spec.position} positions'
+  )
+  table = f'embeddings of rank {spec.embedding_rank}, tied' if spec.embedding_rank else 'tied embeddings'
+  lines = [
+    '---',
+    *([f'language: {experiment.data.language}'] if experiment.data.language else []),
+    *([] if factorized else ['library_name: transformers']),
+    'pipeline_tag: text-generation',
+    'tags:',
+    '- yxanul',
+    '---',
+    '',
+    f'# {experiment.name}',
+    '',
+    *([experiment.note, ''] if experiment.note else []),
+    f'A language model of {spec.parameter_count():,} parameters, trained from scratch: {described}; {table}. Vocabulary '
+    f'{spec.vocab_size:,}; the longest context in training was {model.window:,} tokens. This folder holds {n_stored:,} '
+    f'numbers in {dtype}'
+    + (
+      ', the parameters as they were trained.' if factorized or not spec.embedding_rank else ', the embeddings multiplied out.'
+    ),
+    '',
+    'It is a base model: it continues text, follows no instructions, and what it writes is not checked by anybody.',
+    '',
+  ]
+  found = [(what, form.format(result[name])) for name, what, form in _FIGURES if result.get(name) is not None]
+  if found:
+    lines += ['## Measured', '', '| what | figure |', '|---|---|', *(f'| {what} | {figure} |' for what, figure in found), '']
+    versions = ', '.join(f'{name} {version}' for name, version in result.get('versions', {}).items())
+    lines += [*([f'Versions: {versions}.', ''] if versions else [])]
+  how = _FACTORIZED if factorized else _TRANSFORMERS
+  lines += ['## Loading', '', how.replace('{end}', f'`{model.tokenizer.end_of_text}`')]
+  text = '\n'.join(lines).replace('{end_id}', str(model.tokenizer.end_of_text_id)) + '\n'
+  if not factorized and spec.position == 'rope':
+    text += _LLAMA_CPP.replace('{splits}', splits(model))
+  return text
