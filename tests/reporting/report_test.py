@@ -143,6 +143,14 @@ def test_every_plot_is_there_marked_and_in_the_pages_own_colours(make_run):
   }
 
 
+def test_a_rollback_is_told(make_run):
+  workdir = make_run()
+  event = {'step': 1234, 'stage': 9, 'tokens': 1_000_000, 'event': 'rollback', 'to_step': 1200, 'tokens_rolled_back': 5000}
+  with (workdir / 'metrics.jsonl').open('a') as log:
+    log.write(json.dumps(event) + '\n')
+  assert 'weights were taken back from step 1,234 to 1,200.' in words(page(workdir).text)
+
+
 def test_an_unfinished_run_has_a_report(make_run):
   workdir = make_run(finished=False)
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()

@@ -167,6 +167,9 @@ def _learning_note(run: RunFiles) -> str:
   if len({line['eval_seq_len'] for line in run.evaluations}) > 1:
     longest = run.evaluations[-1]['eval_seq_len']
     note += f' Held-out text is scored in rows of the length being trained, the last time in rows of {longest:,}.'
+  if run.rollbacks:
+    steps = ', '.join(f'{line["step"]:,} to {line["to_step"]:,}' for line in run.rollbacks)
+    note += f' After steps that had to be skipped, weights were taken back from step {steps}.'
   return note
 
 
@@ -212,7 +215,7 @@ def _optimizer_plots(run: RunFiles, stages: Sequence[Mapping[str, Any]]) -> list
     {'title': 'Learning rate', 'caption': 'schedule times the stage’s own scale', 'svg': Markup(rate)},
     {
       'title': 'Gradient norm',
-      'caption': f'before clipping, logarithmic; {skipped or "no"} step{"" if skipped == 1 else "s"} skipped as not finite',
+      'caption': f'before clipping, logarithmic; {skipped or "no"} step{"" if skipped == 1 else "s"} skipped',
       'svg': Markup(norm),
     },
   ]

@@ -17,6 +17,7 @@ class RunFiles:
   config: dict[str, Any]
   training: list[Line]  # lines with 'loss'
   evaluations: list[Line]  # lines with 'val_bpb'
+  rollbacks: list[Line]  # lines with 'to_step'
   result: dict[str, Any] | None  # None: the run has not finished
   samples: str | None
 
@@ -59,6 +60,7 @@ def read_run(workdir: Path) -> RunFiles:
     config=_read_json(workdir / 'config.json'),
     training=[line for line in lines if 'loss' in line],
     evaluations=[line for line in lines if 'val_bpb' in line],
+    rollbacks=[line for line in lines if 'to_step' in line],
     result=_read_json(result) if result.is_file() else None,
     samples=samples.read_text(encoding='utf-8') if samples.is_file() else None,
   )
