@@ -28,6 +28,7 @@ setup(
     'orbax-checkpoint>=0.11',
     'rich>=13.7',
     'safetensors>=0.4.3',
+    'scipy>=1.11',
     'tokenizers>=0.21',
   ],
   extras_require={

@@ -20,7 +20,9 @@ MAY_IMPORT = {
   'inference': {'config', 'kernels', 'data', 'model', 'optim', 'planning', 'training'},
   'reporting': {'config', 'planning'},
 }
-EVERYTHING = {*MAY_IMPORT, 'run'}
+MAY_IMPORT['run'] = {*MAY_IMPORT}
+MAY_IMPORT['study'] = {*MAY_IMPORT}  # several runs together: above one run, below the tools
+EVERYTHING = {*MAY_IMPORT}
 # Outside library: the only places or files that may import it.
 ONLY_IN = {
   'transformer_engine': ('kernels/',),

@@ -7,6 +7,7 @@ defines `--config`.
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -78,6 +79,12 @@ def spec() -> tuple[ConfigDict, ExperimentSpec]:
   if _CONFIG.value is None:
     raise ValueError('--config: missing, wants experiments/NAME.py (--list shows what there is)')
   return _CONFIG.value, convert.from_config(_CONFIG.value)
+
+
+def experiment() -> Path:
+  """The file that --config names."""
+  spec()
+  return registry.check_path(flags.FLAGS['config'].config_filename)
 
 
 def variant(key: str) -> str | None:

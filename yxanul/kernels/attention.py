@@ -46,7 +46,12 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 # Without cuDNN, torch's own choice: the fastest that takes the inputs, in this order.
 _PLAIN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_BACKENDS = {'cudnn': [SDPBackend.CUDNN_ATTENTION], 'flash': [SDPBackend.FLASH_ATTENTION], 'sdpa': _PLAIN}
+_BACKENDS = {
+  'cudnn': [SDPBackend.CUDNN_ATTENTION],
+  'flash': [SDPBackend.FLASH_ATTENTION],
+  'sdpa': _PLAIN,
+  'math': [SDPBackend.MATH],
+}
 # Over shorter rows cuDNN (9, torch 2.11, one H200), replayed in a CUDA graph, read memory that was not its own or never ended.
 CUDNN_SHORTEST = 64
 _TRIAL_TOKENS = 131_072
@@ -58,8 +63,9 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
     mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
-    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU). `cudnn` is
-      `sdpa` for rows of fewer than CUDNN_SHORTEST tokens, and where torch is told to be deterministic, which cuDNN is not.
+    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU), `math` (the
+      scores written out: what the others are measured against). `cudnn` is `sdpa` for rows of fewer than CUDNN_SHORTEST tokens,
+      and where torch is told to be deterministic, which cuDNN is not.
 
   Returns:
     (B, T, H, C), q's dtype.

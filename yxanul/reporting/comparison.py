@@ -28,8 +28,10 @@ _TRAINING = (
 )
 
 
-def write_comparison(workdirs: Sequence[Path], folder: Path) -> Path:
+def write_comparison(workdirs: Sequence[Path], folder: Path, note: str = '') -> Path:
   """Writes FOLDER/index.html and every plot beside it as a PNG; the first run is what the others are measured by.
+
+  `note` stands at the top of the page.
 
   Returns:
     The path of the page.
@@ -45,6 +47,7 @@ def write_comparison(workdirs: Sequence[Path], folder: Path) -> Path:
   html = comparison_page.TEMPLATE.render(
     css=Markup(page.CSS),
     names=names,
+    note=note,
     figures=[(heading, [write(row[key]) for row in rows]) for key, heading, write in _FIGURES],
     target=numbers.decimals(target_bpb(runs), 3),
     differing=[(field, [_value(v) for v in values]) for field, values in differing(runs)],

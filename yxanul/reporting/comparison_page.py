@@ -28,6 +28,7 @@ TEMPLATE = page.template("""\
 <header>
 <p class="eyebrow">Yxanul · {{ names | length }} runs compared</p>
 <h1>{{ names | join(', ') }}</h1>
+{% if note %}<p class="note">{{ note }}</p>{% endif %}
 </header>
 
 <section>

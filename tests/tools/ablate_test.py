@@ -1,0 +1,108 @@
+"""tools.ablate from outside, on a family made small: runs, is stopped, goes on, writes its tables and its page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import tiny
+from tests.study.toy import write_family
+
+NAMES = ('baseline_gpt2', 'ultra')
+
+
+def start(*arguments):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'yxanul.tools.ablate', *map(str, arguments)],
+    cwd=tiny.REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
+  )
+
+
+@pytest.fixture(scope='module')
+def command(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('ablate')
+  experiment = write_family(folder / 'experiments', *NAMES)
+  return folder / 'runs', (
+    f'--config={experiment}',
+    f'--workdir={folder / "runs"}',
+    '--seconds=0.4',
+    '--config.model.n_layers=1',
+  )
+
+
+def test_it_stops_goes_on_and_writes_what_it_knows(command):
+  workdir, arguments = command
+  result = workdir / '0.4s' / 'ablation.json'
+  process = start(*arguments)
+  while process.poll() is None and not result.exists():
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  status, output, errors = tiny.finish(process)
+  assert status == 75, errors
+  assert 'SIGTERM: stopped; the same command goes on from here' in output
+  first = [row['name'] for row in json.loads(result.read_text())['runs']]
+  assert first == ['baseline_gpt2']
+  kept = (workdir / '0.4s' / 'baseline_gpt2' / 'seed0' / 'metrics.jsonl').read_bytes()
+
+  status, output, errors = tiny.finish(start(*arguments))
+  assert status == 0, errors
+  assert 'baseline_gpt2, seed 0: finished before' in output
+  assert (workdir / '0.4s' / 'baseline_gpt2' / 'seed0' / 'metrics.jsonl').read_bytes() == kept
+  for text in ('What each saving gives, 0.4 s a run', 'measured together', 'Claims about parts', 'index.html'):
+    assert text in output, text
+  record = json.loads(result.read_text())
+  assert {row['name'] for row in record['runs']} == set(NAMES)
+  assert len({row['val_bytes'] for row in record['runs']}) == 1
+  assert record['what'] == 'ablate'
+  assert {'speedup_vs_fp32_baseline_0.4s', 'final_bpb'} == record['figures'].keys()
+  parts = {row['claim']: row['found'] for row in record['parts']}
+  assert parts['key/value cache saved by grouped queries'] == 0.5
+  assert parts['flash attention, times as fast'] > 0
+  for name in ('savings_alone_over_text.png', 'the_stack_over_training_time.png'):
+    assert (workdir / '0.4s' / name).read_bytes().startswith(b'\x89PNG')
+  page = (workdir / '0.4s' / 'index.html').read_text()
+  for text in ('baseline_gpt2', 'in the stack', 'var(--run-2)', '</svg>'):
+    assert text in page, text
+
+
+def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached_all(command):
+  workdir, _ = command
+  for name in NAMES:
+    config = json.loads((workdir / '0.4s' / name / 'seed0' / 'config.json').read_text())
+    speed = json.loads((workdir / 'speeds' / f'{name}.json').read_text())
+    assert config['curriculum']['budget_tokens'] == round(0.4 * speed['tokens_per_second'])
+    assert config['model']['n_layers'] == 1
+    assert (config['data']['source'], config['evaluation']['max_bytes']) == ('python-docs', 8000)
+    assert config['data']['directory'] == str(
+      workdir / 'data' / ('trained-511-511' if name == 'baseline_gpt2' else 'trained-511-400')
+    )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--seconds=1'], '--workdir: missing'),
+    (['--workdir=x'], '--seconds: got None, wants the seconds of training'),
+    (['--workdir=x', '--seconds=1', '--only=ultar'], "--only: got 'ultar', no experiment in .*; did you mean 'ultra'?"),
+    (
+      ['--workdir=x', '--seconds=1', '--config.curriculum.stages[3].lr_scale=0.9'],
+      'baseline_gpt2.py: does not take --config.curriculum.stages[3]',
+    ),
+  ],
+  ids=['workdir', 'seconds', 'only', 'override'],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message):
+  import re
+
+  status, _, errors = tiny.finish(start('--config=experiments/ultra.py', *arguments))
+  assert status == 2
+  assert re.search(message.replace('[', r'\[').replace('?', r'\?'), errors), errors
+  assert errors.strip().count('\n') == 0

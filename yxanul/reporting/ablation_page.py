@@ -1,0 +1,178 @@
+"""The page and the tables of an ablation: what each saving gave, the runs behind it, and their curves."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.table import Table
+
+from yxanul.reporting import numbers, page, plots, tables
+from yxanul.reporting.comparison import evaluations
+from yxanul.reporting.run_files import RunFiles
+
+Row = Mapping[str, Any]
+Columns = Sequence[tuple[str, str, Callable[[Any], str]]]
+
+_OVER = (('seconds_training', 'training time'), ('bytes', 'text'))
+
+
+def _times(factor: Row | None) -> str:
+  """2.03× (1.90 – 2.17): the factor and its interval, where it has one."""
+  if factor is None:
+    return '–'
+  shown = f'{factor["factor"]:.2f}×'
+  return shown if factor['low'] is None else f'{shown} ({factor["low"]:.2f} – {factor["high"]:.2f})'
+
+
+def _part(value: float | None) -> str:
+  return '–' if value is None else f'{value:.3g}'
+
+
+def _bpb(value: float | None) -> str:
+  return numbers.decimals(value, 4)
+
+
+def _per_second(value: float | None) -> str:
+  return '–' if value is None else f'{numbers.byte_size(value)}/s'
+
+
+FACTORS: Columns = (
+  ('saving', 'saving', str),
+  ('claimed', 'claimed', '{:g}×'.format),
+  ('alone', 'alone', _times),
+  ('in_stack', 'in the stack', _times),
+  ('says', '', str),
+)
+RUNS: Columns = (
+  ('name', 'run', str),
+  ('n', 'seeds', str),
+  ('tokens_per_second', 'tokens/s', numbers.count),
+  ('bytes_per_second', 'text/s', _per_second),
+  ('bytes_to_target', 'text to target', numbers.byte_size),
+  ('seconds_to_target', 'time to target', numbers.duration),
+  ('final_bpb', 'final bpb', _bpb),
+  ('final_bpb_spread', 'spread', _bpb),
+  ('seconds_training', 'training time', numbers.duration),
+  ('seconds_warming', 'compiling', numbers.duration),
+)
+GOALS: Columns = (('against', 'against', str), ('factor', 'measured', _times), ('says', '', str))
+PARTS: Columns = (('claim', 'part', str), ('claimed', 'claimed', _part), ('found', 'found', _part), ('how', 'how', str))
+TREND: Columns = (
+  ('seconds', 'seconds of the baselines', '{:g}'.format),
+  ('own_seconds', 'seconds of its own', '{:g}'.format),
+  ('baseline', 'against the FP32 baseline', _times),
+  ('strong', 'against the better strong baseline', _times),
+)
+_LEFT = {'saving', 'says', 'name', 'against', 'claim', 'how'}
+
+
+def command_line_tables(result: Row) -> list[Table]:
+  """The same for a terminal; `result` as `study.ablation.result`, with 'parts' and 'trend'."""
+  budget = f'{result["seconds"]:g} s a run'
+  return [
+    tables._table(result[key], list(columns), title, left=_LEFT)
+    for key, columns, title in (
+      ('runs', RUNS, f'Runs, {budget}'),
+      ('factors', FACTORS, f'What each saving gives, {budget}'),
+      ('goals', GOALS, 'Goals'),
+      ('parts', PARTS, 'Claims about parts'),
+      ('trend', TREND, 'Over budgets'),
+    )
+  ]
+
+
+def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder: Path) -> Path:
+  """Writes FOLDER/index.html and every plot beside it as a PNG.
+
+  Args:
+    result: `study.ablation.result`, with 'parts' and 'trend'.
+    panels: title of a panel to its runs by name, at most `comparison.MOST_RUNS` each.
+
+  Returns:
+    The path of the page.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  drawn = [
+    {'title': title, 'names': list(runs), 'plots': [_plot(title, over, x, runs, folder) for x, over in _OVER]}
+    for title, runs in panels.items()
+    if runs
+  ]
+  sections = (('What each saving gives', 'factors', FACTORS), ('Goals', 'goals', GOALS), ('The runs', 'runs', RUNS))
+  sections += (('Claims about parts', 'parts', PARTS), ('Over budgets', 'trend', TREND))
+  html = _TEMPLATE.render(
+    css=Markup(page.CSS),
+    seconds=f'{result["seconds"]:g}',
+    notes=result['notes'],
+    sections=[
+      {
+        'title': title,
+        'headings': [heading for _, heading, _ in columns],
+        'rows': [[write(row[column]) for column, _, write in columns] for row in result[key]],
+      }
+      for title, key, columns in sections
+    ],
+    panels=drawn,
+  )
+  path = folder / 'index.html'
+  fresh = path.with_suffix('.html.tmp')
+  fresh.write_text(html, encoding='utf-8')
+  os.replace(fresh, path)
+  return path
+
+
+def _plot(panel: str, over: str, x: str, runs: Mapping[str, RunFiles], folder: Path) -> Markup:
+  title, picture = f'{panel}: held-out bits per byte over {over}', f'{panel} over {over}'
+  draw = plots.curves([(name, evaluations(run), ()) for name, run in runs.items()], x, 'val_bpb', points=True)
+  plots.save_png(draw, title, folder / f'{picture.lower().replace(" ", "_")}.png')
+  return Markup(plots.svg(draw, title))
+
+
+_TEMPLATE = page.template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Ablation, {{ seconds }} s a run · Yxanul</title>
+<style>{{ css }}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="eyebrow">Yxanul · ablation</p>
+<h1>{{ seconds }} seconds a run</h1>
+{% for note in notes %}<p class="note">{{ note }}</p>
+{% endfor %}
+</header>
+{% for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+<div class="wide"><table>
+<thead><tr>{% for heading in section.headings %}<th scope="col">{{ heading }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in section.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody>
+</table></div>
+</section>
+{% endfor %}
+{% for panel in panels %}
+<section>
+<h2>{{ panel.title }}</h2>
+<ul class="key">
+{% for name in panel.names %}<li><i style="background: var(--run-{{ loop.index }})"></i>{{ name }}</li>{% endfor %}
+</ul>
+<div class="plots">
+{% for plot in panel.plots %}<figure>{{ plot }}</figure>
+{% endfor %}
+</div>
+</section>
+{% endfor %}
+<footer>A factor is the ratio of two runs' training seconds to equal quality: until each came down to the worse of their two
+final figures, of the same seed, each run annealed to its own end. Compiling is counted apart. The target is the baseline's
+final figure. Curves are of the first seed. Every plot is also a PNG beside this page.</footer>
+</main>
+</body>
+</html>
+""")

@@ -1,0 +1,235 @@
+"""What each saving gives, alone and in the stack: which runs say so, and what they said.
+
+The family lies in one folder and is named by one rule: `baseline_gpt2`; `baseline_SAVING`, one saving alone; the experiment in
+question (`ultra`); `ultra_no_SAVING`, one taken off; and strong baselines. A factor is the ratio of two runs' seconds to equal
+quality (`pairs.compare`), of each seed; over seeds it is the geometric mean.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yxanul.planning.claims import GAINS
+from yxanul.reporting.comparison import evaluations, reach
+from yxanul.reporting.run_files import RunFiles
+from yxanul.study import pairs
+
+Row = dict[str, Any]
+Runs = Mapping[str, Mapping[int, RunFiles]]  # by name and seed
+
+BASELINE = 'baseline_gpt2'
+STRONG = ('strong_gpt2', 'strong_ultra')
+CLAIMS = dict(zip(('superbpe', 'fp8', 'curriculum', 'fused', 'batch'), GAINS, strict=True))
+CLAIMED_TOTAL = 15.0
+_SECONDS_TOLERANCE = 0.05  # between the seconds that were meant and those that a run took
+GOALS = {'baseline': 15.0, 'strong': 3.0}  # times as fast as the baseline, and as the better of the strong ones
+
+
+def family(experiment: Path) -> list[str]:
+  """The names of the runs, in the order in which they are worth having; those whose file is not there are left out."""
+  stem = experiment.stem
+  names = [BASELINE, stem, *STRONG]
+  names += [f'baseline_{saving}' for saving in CLAIMS] + [f'{stem}_no_{saving}' for saving in CLAIMS]
+  return [name for name in names if (experiment.parent / f'{name}.py').is_file()]
+
+
+def run_rows(runs: Runs) -> list[Row]:
+  """A row for each experiment, means over its seeds; the target is the baseline's final figure, seed by seed."""
+  rows = []
+  for name, seeds in runs.items():
+    figures = [_figures(run, runs.get(BASELINE, {}).get(seed)) for seed, run in seeds.items()]
+    bpb = [row['final_bpb'] for row in figures]
+    rows.append(
+      {
+        'name': name,
+        'n': len(figures),
+        **{key: _mean([row[key] for row in figures]) for key in figures[0]},
+        'final_bpb_spread': max(bpb) - min(bpb) if len(bpb) > 1 else None,
+      }
+    )
+  return rows
+
+
+def _figures(run: RunFiles, baseline: RunFiles | None) -> Row:
+  result, target = run.result, baseline.evaluations[-1]['val_bpb'] if baseline else None
+  with_bytes = dataclasses.replace(run, evaluations=evaluations(run))
+  return {
+    'final_bpb': run.evaluations[-1]['val_bpb'],
+    'seconds_training': result['seconds_training'],
+    'seconds_warming': result['seconds_warming'],
+    'tokens': result['tokens'],
+    'tokens_per_second': result['tokens'] / result['seconds_training'],
+    'bytes_per_second': result['bytes'] / result['seconds_training'],
+    'target_bpb': target,
+    'seconds_to_target': reach(run, target, 'seconds_training'),
+    'bytes_to_target': reach(with_bytes, target, 'bytes'),
+    'val_bytes': run.evaluations[-1]['val_bytes'],
+    'skipped_steps': result['skipped_steps'],
+  }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  return None if None in values else statistics.fmean(values)
+
+
+def factor(runs: Runs, without: str, having: str) -> Row | None:
+  """How many times as fast `having` comes to equal quality as `without`; None where no seed has both."""
+  seeds = [seed for seed in runs.get(without, {}) if seed in runs.get(having, {})]
+  if not seeds:
+    return None
+  compared = [pairs.compare(runs[without][seed], runs[having][seed]) for seed in seeds]
+  speedup = pairs.geometric([pair['speedup'] for pair in compared])
+  rates = [[run.result['bytes'] / run.result['seconds_training'] for run in (runs[without][s], runs[having][s])] for s in seeds]
+  return {
+    'factor': speedup.mean,
+    'low': speedup.low,
+    'high': speedup.high,
+    'n': speedup.n,
+    'bytes_factor': pairs.geometric([pair['bytes_ratio'] for pair in compared]).mean,
+    'rate_factor': pairs.geometric([b / a for a, b in rates]).mean,
+    'bpb_difference': statistics.fmean(pair['difference'] for pair in compared),
+  }
+
+
+def factor_rows(runs: Runs, stem: str) -> list[Row]:
+  """A row a saving ('saving', 'claimed', 'alone' and 'in_stack' as `factor`, 'says'), then their product and the total."""
+  rows = []
+  for saving, claimed in CLAIMS.items():
+    alone = factor(runs, BASELINE, f'baseline_{saving}')
+    in_stack = factor(runs, f'{stem}_no_{saving}', stem)
+    rows.append(
+      {'saving': saving, 'claimed': claimed, 'alone': alone, 'in_stack': in_stack, 'says': _says(claimed, alone, in_stack)}
+    )
+  products = {'saving': 'product', 'claimed': CLAIMED_TOTAL, 'says': ''}
+  for where in ('alone', 'in_stack'):
+    known = [row[where]['factor'] for row in rows if row[where]]
+    whole = len(known) == len(rows)
+    products[where] = {'factor': pairs.geometric(known).mean ** len(known), 'low': None, 'high': None} if whole else None
+  total = factor(runs, BASELINE, stem)
+  says = 'not measured' if total is None else f'{"reaches" if total["factor"] >= CLAIMED_TOTAL else "falls short of"} the claim'
+  measured = {'saving': 'measured together', 'claimed': CLAIMED_TOTAL, 'alone': total, 'in_stack': total, 'says': says}
+  return [*rows, products, measured]
+
+
+def _says(claimed: float, alone: Row | None, in_stack: Row | None) -> str:
+  known = {where: row['factor'] for where, row in (('alone', alone), ('in the stack', in_stack)) if row}
+  if not known:
+    return 'not measured'
+  reaching = [where for where, value in known.items() if value >= claimed]
+  if reaching:
+    return f'reaches the claim {" and ".join(reaching)}'
+  gaining = [where for where, value in known.items() if value > 1]
+  return f'helps {" and ".join(gaining)}, by less than claimed' if gaining else 'gives nothing'
+
+
+def best_strong(runs: Runs) -> str | None:
+  """The strong baseline with the lower final figure."""
+
+  def final_bpb(name: str) -> float:
+    return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in runs[name].values())
+
+  return min((name for name in STRONG if name in runs), key=final_bpb, default=None)
+
+
+def goal_rows(runs: Runs, stem: str) -> list[Row]:
+  """The experiment against each baseline: 'against', 'goal', 'factor', 'says'. The goal is for the better strong baseline."""
+  rows = []
+  best = best_strong(runs)
+  for name in (BASELINE, *(name for name in STRONG if name in runs)):
+    measured = factor(runs, name, stem)
+    goal = GOALS['baseline'] if name == BASELINE else GOALS['strong'] if name == best else None
+    says = 'not measured' if measured is None else f'{measured["factor"]:.2f} times as fast to equal quality'
+    if measured and goal:
+      says += f': the goal of {goal:g} is {"met" if measured["factor"] >= goal else "missed"}'
+    rows.append({'against': name, 'goal': goal, 'factor': measured, 'says': says})
+  return rows
+
+
+def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
+  """What a reader must know before believing the table."""
+  found = []
+  if len(sizes := {row['val_bytes'] for row in rows}) > 1:
+    found.append(
+      f'the runs were not scored on the same text ({", ".join(f"{size:,.0f}" for size in sorted(sizes))} bytes): their filters '
+      'count tokens; --config.data.min_document_tokens=0 makes them the same'
+    )
+  hardware = {run.result['hardware'] for seeds in runs.values() for run in seeds.values()}
+  if len(hardware) > 1:
+    found.append(f'the runs are of different machines: {", ".join(sorted(hardware))}')
+  if skipped := [row['name'] for row in rows if row['skipped_steps']]:
+    found.append(f'steps were skipped in {", ".join(skipped)}')
+  off = {
+    row['name']: row['seconds_training'] for row in rows if abs(row['seconds_training'] / seconds - 1) > _SECONDS_TOLERANCE
+  }
+  if off:
+    shown = ', '.join(f'{name} {taken:.1f} s' for name, taken in off.items())
+    found.append(f'not the {seconds:g} seconds that were meant, as their speed was another than when it was timed: {shown}')
+  if len(seeds := {row['n'] for row in rows}) > 1 or seeds == {1}:
+    found.append('a factor of one seed has no interval')
+  return found
+
+
+def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:
+  """How the total moves with the budget: 'seconds' of the baselines, 'own_seconds' of the experiment, 'baseline', 'strong'.
+
+  Where the experiment has no run as long as a baseline's, its longest shorter one stands for it.
+  """
+  rows = []
+  for seconds, runs in sorted(by_budget.items()):
+    own = max((budget for budget, others in by_budget.items() if budget <= seconds and stem in others), default=None)
+    if own is None:
+      continue
+    together = {**runs, stem: by_budget[own][stem]}
+    best = best_strong(together)
+    row = {'seconds': seconds, 'own_seconds': own, 'baseline': factor(together, BASELINE, stem)}
+    row['strong'] = factor(together, best, stem) if best else None
+    if row['baseline'] or row['strong']:
+      rows.append(row)
+  return rows
+
+
+def result(by_budget: Mapping[float, Runs], stem: str, seconds: float) -> Row:
+  """Everything that the runs say, as plain values: 'seconds', 'runs', 'factors', 'goals', 'trend', 'notes', 'figures'.
+
+  Args:
+    by_budget: the finished runs of each budget in seconds.
+    stem: the experiment in question.
+    seconds: the budget that the tables are about; the trend is over all.
+  """
+  runs = by_budget[seconds]
+  order = [BASELINE, *(f'baseline_{saving}' for saving in CLAIMS), stem, *(f'{stem}_no_{saving}' for saving in CLAIMS), *STRONG]
+  runs = {name: runs[name] for name in [*(n for n in order if n in runs), *(n for n in runs if n not in order)]}
+  rows, factors, trend = run_rows(runs), factor_rows(runs, stem), trend_rows(by_budget, stem)
+  return {
+    'seconds': seconds,
+    'runs': rows,
+    'factors': factors,
+    'goals': goal_rows(runs, stem),
+    'trend': trend,
+    'notes': notes(rows, runs, seconds),
+    'figures': _figures_of_record(factors, trend, rows, stem),
+  }
+
+
+def _figures_of_record(factors: Sequence[Row], trend: Sequence[Row], rows: Sequence[Row], stem: str) -> Row:
+  found = {}
+
+  def note(name: str, measured: Row | None) -> None:
+    if measured:
+      spread = {} if measured['low'] is None else {'spread': measured['high'] - measured['low']}
+      found[name] = {'value': measured['factor'], 'unit': 'times', **spread}
+
+  for row in factors:
+    if row['saving'] in CLAIMS:
+      note(f'factor_{row["saving"]}_alone', row['alone'])
+      note(f'factor_{row["saving"]}_in_stack', row['in_stack'])
+  for row in trend:
+    note(f'speedup_vs_fp32_baseline_{row["seconds"]:g}s', row['baseline'])
+    note(f'speedup_vs_strong_baseline_{row["seconds"]:g}s', row['strong'])
+  for row in rows:
+    if row['name'] == stem:
+      spread = {} if row['final_bpb_spread'] is None else {'spread': row['final_bpb_spread']}
+      found['final_bpb'] = {'value': row['final_bpb'], 'unit': 'bits per byte', **spread}
+  return found

@@ -1,0 +1,92 @@
+"""The mission's claims about parts of the model, each beside what was measured or computed.
+
+RMSNorm and SwiGLU are two runs under one clock, as the savings are. Attention without its matrix of scores is timed by itself,
+against the same attention written out, in the rows of the baseline. The key/value cache is arithmetic.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yxanul.config.model_spec import ModelSpec
+from yxanul.config.spec import ExperimentSpec
+from yxanul.data.prepare_journal import write_atomically
+from yxanul.kernels.attention import attention
+from yxanul.kernels.capabilities import choose_engines, detect
+from yxanul.study.ablation import BASELINE, Row, Runs, factor
+
+NORM_AND_MLP, GROUPED = 'part_rmsnorm_swiglu', 'part_gqa'
+_TRIALS = 7
+
+
+def measure_attention(spec: ExperimentSpec, path: Path) -> None:
+  """Writes ms and peak bytes of attention, written out and by the device's best kernel; meant for a process of its own."""
+  capabilities = detect()
+  device = torch.device(capabilities.device)
+  stage = spec.curriculum.stages[-1]
+  engines = choose_engines(capabilities, spec.precision)
+  dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32  # the kernels take 16 bits only
+  best = engines.attention if engines.linear != 'fp32' or device.type == 'cpu' else 'flash'
+  rows = {engine: _measure(engine, spec.model, stage.batch_size, stage.seq_len, dtype, device) for engine in ('math', best)}
+  record = {'rows': stage.batch_size, 'seq_len': stage.seq_len, 'dtype': str(dtype).removeprefix('torch.'), 'best': best}
+  record |= {'hardware': capabilities.name, 'trials': _TRIALS, 'engines': rows}
+  write_atomically(path, json.dumps(record, indent=1) + '\n')
+
+
+def _measure(engine: str, model: ModelSpec, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Row:
+  """Median ms of forward and backward, and the bytes that they allocate at most (None without a GPU)."""
+  heads = (model.n_heads, model.n_kv_heads, model.n_kv_heads)
+  inputs = [torch.randn(rows, length, n, model.head_dim, dtype=dtype, device=device, requires_grad=True) for n in heads]
+  dout = torch.randn_like(inputs[0])
+  synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+  before = 0
+  if device.type == 'cuda':
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+  times = []
+  for _ in range(_TRIALS + 1):
+    synchronize()
+    begin = time.perf_counter()
+    torch.autograd.grad(attention(*inputs, engine=engine), inputs, dout)
+    synchronize()
+    times.append(1e3 * (time.perf_counter() - begin))
+  peak = torch.cuda.max_memory_allocated() - before if device.type == 'cuda' else None
+  return {'ms': sorted(times[1:])[_TRIALS // 2], 'peak_bytes': peak}
+
+
+def rows(runs: Runs, grouped: ModelSpec, measured: dict[str, Any] | None) -> list[Row]:
+  """'claim', 'claimed', 'found' (None: not measured), 'how'.
+
+  Args:
+    grouped: the model whose key/value heads are shared.
+    measured: what `measure_attention` wrote.
+  """
+  norm_and_mlp, gqa = factor(runs, BASELINE, NORM_AND_MLP), factor(runs, BASELINE, GROUPED)
+  cache = 1 - grouped.n_kv_heads / grouped.n_heads
+  seconds = f'{BASELINE} against {NORM_AND_MLP}, seconds to equal quality, less 1'
+  cost = '' if gqa is None else f'; it is {gqa["factor"]:.2f} times as fast to equal quality as {BASELINE}'
+  found = [
+    {'claim': 'RMSNorm and SwiGLU', 'claimed': 0.15, 'found': norm_and_mlp and norm_and_mlp['factor'] - 1, 'how': seconds},
+    {
+      'claim': 'key/value cache saved by grouped queries',
+      'claimed': 0.75,
+      'found': cache,
+      'how': f'1 - {grouped.n_kv_heads} / {grouped.n_heads}, arithmetic{cost}',
+    },
+  ]
+  speed = memory = None
+  how = 'attention alone, forward and backward, against scores written out'
+  if measured:
+    plain, best = measured['engines']['math'], measured['engines'][measured['best']]
+    speed = plain['ms'] / best['ms']
+    memory = plain['peak_bytes'] / best['peak_bytes'] if best['peak_bytes'] else None
+    how += (
+      f': {measured["best"]}, {measured["rows"]} rows of {measured["seq_len"]}, {measured["dtype"]}, {measured["hardware"]}'
+    )
+  found.append({'claim': 'flash attention, times as fast', 'claimed': 3.0, 'found': speed, 'how': how})
+  found.append({'claim': 'flash attention, times less memory', 'claimed': 10.0, 'found': memory, 'how': how})
+  return found

@@ -1,0 +1,93 @@
+"""Measures what each saving gives, alone and in the stack, on this device.
+
+Command: python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,source=PATH --seconds=120 --workdir=runs/ablate
+Runs the baseline, the baseline with each saving alone, the experiment, the experiment with each saving off, and two strong
+baselines, each for `--seconds` of training and annealed to its own end, on the same text. What is finished is skipped and what
+was stopped goes on, so the same command may be given as often as it takes; tables and page are written anew after every run.
+Another `--seconds` in the same workdir adds a budget to the trend. The variant and every --config.FIELD=VALUE go to all runs.
+"""
+
+import difflib
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from yxanul.config import cli
+from yxanul.config.status import EXIT_AGAIN
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Keeps the runs, their speeds, the data, the tables and the page.')
+_SECONDS = flags.DEFINE_float('seconds', None, 'Of training, for every run; compiling is counted apart.')
+_SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each experiment.', lower_bound=1)
+_ONLY = flags.DEFINE_string(
+  'only', '', 'These experiments alone, of the family or any other beside it: ultra,ultra_no_fp8,ultra_curriculum:shape=late.'
+)
+
+
+def _only(folder: Path) -> list[str]:
+  """The names that --only gives; a comma inside a variant is followed by its key."""
+  names = re.split(r',(?![^,:]*=)', _ONLY.value)
+  known = sorted(path.stem for path in folder.glob('[!_]*.py'))
+  for name in names:
+    if name.partition(':')[0] not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}'
+      raise ValueError(f'--only: got {name!r}, no experiment in {folder}; {hint}')
+  return names
+
+
+def _tell(line: str) -> None:
+  print(line, flush=True)
+
+
+def main() -> int | None:
+  experiment, spec = cli.experiment(), cli.spec()[1]
+  if not _WORKDIR.value:
+    raise ValueError('--workdir: missing, wants the folder that keeps the runs, such as runs/ablate')
+  if not _SECONDS.value or _SECONDS.value < 0:
+    raise ValueError(f'--seconds: got {_SECONDS.value}, wants the seconds of training of every run, such as --seconds=120')
+  only = _only(experiment.parent) if _ONLY.value else None
+  # What needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
+  from yxanul.reporting import ablation_page, tables
+  from yxanul.study import ablation, ablation_run, members
+  from yxanul.study.apart import listening
+  from yxanul.training.stop import Stopped
+
+  workdir, stem = Path(_WORKDIR.value), experiment.stem
+  chosen = [members.Member(stem, spec)]  # first: its text is everybody's
+  for name in only or ablation.family(experiment):
+    file, _, variant = name.partition(':')
+    chosen.append(members.Member(name, cli.spec_beside(f'{experiment.with_name(file)}.py:{variant}')))
+  chosen = members.on_one_text(chosen, workdir / 'data')[1:]
+  workdir.mkdir(parents=True, exist_ok=True)
+  envelope = {
+    'what': 'ablate',
+    'command': shlex.join(['python', '-m', 'yxanul.tools.ablate', *sys.argv[1:]]),
+    'versions': {'python': platform.python_version()},
+  }
+  failures, stopped = [], None
+  try:
+    with listening() as apart:
+      seeds = range(_SEEDS.value)
+      failures = ablation_run.ablate(stem, chosen, seeds, _SECONDS.value, workdir, envelope, spec.model, apart, _tell)
+  except Stopped as request:
+    stopped = request
+  if result := ablation_run.write(stem, _SECONDS.value, workdir, envelope, spec.model):
+    for table in ablation_page.command_line_tables(result):
+      tables.print_table(table)
+    for note in result['notes']:
+      _tell(f'note: {note}')
+    _tell(f'page: {members.budget_folder(workdir, _SECONDS.value) / "index.html"}')
+  if stopped:
+    _tell(f'{stopped}: stopped; the same command goes on from here')
+    return EXIT_AGAIN
+  for failure in failures:
+    print(f'error: {failure}', file=sys.stderr)
+  return 1 if failures else None
+
+
+if __name__ == '__main__':
+  cli.run(main)

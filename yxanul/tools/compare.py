@@ -1,0 +1,107 @@
+"""Compares two experiments with paired seeds: bits per byte at equal time, seconds to equal quality, and a verdict if any.
+
+Command: python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_muon.py --seconds=120 --seeds=3
+  --workdir=runs/compare --set=data.source=PATH
+A and B are experiments, with their variants (experiments/ultra.py:gpu=h200), or folders of finished runs (a workdir, or a
+folder of workdirs, one a seed). Experiments are trained, each seed of both on the same text, for `--seconds` of training or,
+without it, for the tokens that they say; runs that stopped go on, finished ones are kept. A verdict is given only when the 95 %
+interval of the difference allows one, so it takes two seeds at least, and more when they are close.
+"""
+
+import json
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from yxanul.config import cli, convert, registry
+from yxanul.config.spec import ExperimentSpec
+from yxanul.config.status import EXIT_AGAIN
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'Keeps the runs, their speeds, the data and the page.')
+_SECONDS = flags.DEFINE_float('seconds', 0.0, 'Of training, for every run; 0: the tokens that each experiment says.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.', lower_bound=1)
+_SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for both experiments, as --config.FIELD=VALUE elsewhere; repeatable.')
+_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output.')
+
+
+def _tell(line: str) -> None:
+  print(line, file=sys.stderr if _JSON.value == '-' else sys.stdout, flush=True)
+
+
+def _spec(argument: str) -> tuple[str, ExperimentSpec]:
+  config = registry.load(argument)
+  cli.override(config, _SET.value)
+  path, _, variant = argument.partition(':')
+  return f'{Path(path).stem}:{variant}' if variant else Path(path).stem, convert.from_config(config)
+
+
+def _trained(specs: dict[str, ExperimentSpec], workdir: Path) -> tuple[list[str], list[dict]]:
+  """Trains both experiments; their names and their runs by seed."""
+  from yxanul.study import members
+  from yxanul.study.apart import listening
+
+  chosen = members.on_one_text([members.Member(name, spec) for name, spec in specs.items()], workdir / 'data')
+  workdir.mkdir(parents=True, exist_ok=True)
+  with listening() as apart:
+    for failure in members.train(chosen, range(_SEEDS.value), _SECONDS.value, workdir, apart, _tell):
+      if failure:
+        raise ValueError(failure)
+  names, found = [member.folder for member in chosen], members.finished(workdir, _SECONDS.value)
+  return names, [found[name] for name in names]
+
+
+def main(arguments: list[str]) -> int | None:
+  if len(arguments) != 2:
+    raise ValueError(f'A B: got {len(arguments)} of them, wants two experiments (experiments/NAME.py) or two folders of runs')
+  if _SECONDS.value < 0:
+    raise ValueError(f'--seconds: got {_SECONDS.value:g}, wants a positive number, or 0 for the tokens of each experiment')
+  experiments = [argument for argument in arguments if argument.partition(':')[0].endswith('.py')]
+  specs = dict(_spec(argument) for argument in experiments)
+  if len(experiments) == 1:
+    raise ValueError(f'{arguments[0]}, {arguments[1]}: wants two experiments or two folders of runs, not one of each')
+  if len(specs) < len(experiments):
+    raise ValueError(f'{arguments[1]}: the same experiment twice, wants two')
+  # What needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
+  from yxanul.reporting import tables
+  from yxanul.reporting.comparison import MOST_RUNS, write_comparison
+  from yxanul.reporting.comparison_tables import pair_table
+  from yxanul.study import comparison_run
+  from yxanul.training.stop import Stopped
+
+  workdir = Path(_WORKDIR.value)
+  try:
+    if experiments:
+      names, runs = _trained(specs, workdir)
+    else:
+      names, runs = arguments, [comparison_run.runs_of(Path(argument)) for argument in arguments]
+  except Stopped as stopped:
+    _tell(f'{stopped}: stopped; the same command goes on from here')
+    return EXIT_AGAIN
+  result = {
+    'what': 'compare',
+    'command': shlex.join(['python', '-m', 'yxanul.tools.compare', *sys.argv[1:]]),
+    'hardware': next(iter(runs[0].values())).result['hardware'],
+    'versions': {'python': platform.python_version(), **next(iter(runs[0].values())).result['versions']},
+    **comparison_run.compared(*names, *runs),
+  }
+  shown = [result['pairs'][i]['seed'] for i in range(min(result['n'], MOST_RUNS // 2))]
+  page = write_comparison(
+    [side[seed].workdir for seed in shown for side in runs],
+    workdir / '-'.join(Path(name).name for name in names),
+    result['verdict'],
+  )
+  if _JSON.value == '-':
+    print(json.dumps(result, indent=1))
+  else:
+    tables.print_table(pair_table(result))
+    if _JSON.value:
+      Path(_JSON.value).write_text(json.dumps(result, indent=1) + '\n')
+  _tell(result['verdict'])
+  _tell(f'page: {page}')
+
+
+if __name__ == '__main__':
+  cli.run(main, takes_arguments=True)
