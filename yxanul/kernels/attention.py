@@ -63,9 +63,9 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
     mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
-    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU), `math` (the
-      scores written out: what the others are measured against). `cudnn` is `sdpa` for rows of fewer than CUDNN_SHORTEST tokens,
-      and where torch is told to be deterministic, which cuDNN is not.
+    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU), or `math`
+      (the scores written out: what the others are measured against). `cudnn` is `sdpa` for rows of fewer than CUDNN_SHORTEST
+      tokens, and where torch is told to be deterministic, which cuDNN is not.
 
   Returns:
     (B, T, H, C), q's dtype.

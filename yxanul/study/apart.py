@@ -1,7 +1,8 @@
 """A function in a process of its own: nothing of one run (memory, compiled code, settings of torch) is left to the next.
 
-Processes are forked from a server that has imported torch and no more: they start in a fraction of a second and with no CUDA
-context. Each is in a process group of its own, so that Ctrl-C in a terminal reaches the caller alone, which hands it on once.
+Processes are forked from a server that has imported what a run needs and no more: they start in a fraction of a second, with
+no CUDA context. Each is in a process group of its own, so that Ctrl-C in a terminal reaches the caller alone, which hands it
+on once.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from yxanul.config.status import EXIT_AGAIN, EXIT_USAGE
 from yxanul.training.stop import Stopped
 
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['yxanul.training.benchmark'])
+_CONTEXT.set_forkserver_preload(['yxanul.run'])
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
