@@ -19,7 +19,7 @@ def run(seconds, bpb, tokens_per_second=100.0, name='x', seed=0, **result) -> Ru
   training = [{'tokens': n, 'bytes': 4 * n} for n in (tokens / 2, tokens)]
   totals = {'tokens': tokens, 'bytes': 4 * tokens, 'seconds_training': float(seconds[-1]), 'seconds_warming': 1.0}
   result = {**totals, 'skipped_steps': 0, 'hardware': 'a card', 'versions': {}, **result}
-  return RunFiles(None, {'name': name, 'seed': seed}, training, evaluations, result, None)
+  return RunFiles(None, {'name': name, 'seed': seed}, training, evaluations, [], result, None)
 
 
 SLOW = run([10, 20, 40], [3.0, 2.0, 1.5])
