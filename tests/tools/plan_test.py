@@ -82,9 +82,10 @@ def test_a_fit_prints_what_fit_json_holds():
     (['--config=experiments/ultra.py', '--price=-1'], 'error: flag --price=-1'),
     (['--config=experiments/ultra.py', '--check=README.md'], 'error: --check=README.md: not readable as JSON'),
     (
-      ['--config=experiments/ultra.py', f'--check={RECORD}'],
-      f'error: --check={RECORD}: measured on NVIDIA H200, the plan is for',
+      ['--config=experiments/ultra.py', '--gpu=h100', f'--check={RECORD}'],
+      f'error: --check={RECORD}: measured on NVIDIA H200, the plan is for --gpu=h100',
     ),
+    (['--config=experiments/ultra.py', f'--check={RECORD}'], 'error: the bench of ultra timed no stage of this plan'),
     (
       ['--config=experiments/ultra.py', '--json=/no/such/plan.json'],
       'error: --json=/no/such/plan.json: the folder does not exist',

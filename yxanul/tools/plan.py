@@ -39,14 +39,24 @@ def _read(flag: str, path: str) -> Result:
     raise ValueError(f'--{flag}={path}: not readable as JSON ({error})') from None
 
 
+def _bench(flag: str, path: str) -> tuple[Result, Any]:
+  """A bench and the card it ran on."""
+  from yxanul.planning import gpus
+
+  bench = _read(flag, path)
+  card = gpus.by_name(bench['hardware'])
+  if card is None:
+    raise ValueError(f'--{flag}={path}: measured on {bench["hardware"]}, wants a bench of {", ".join(gpus.GPUS)}')
+  return bench, card
+
+
 def _fit(spec: ExperimentSpec) -> None:
   from yxanul.planning import gpus, speed
 
   result: Result = {'record': '', 'gpu': gpus.MEASURED, 'formats': {}}
   for path in _FIT.value:
-    bench = _read('fit', path)
-    card = gpus.by_name(bench['hardware'])
-    if card is None or card.key != gpus.MEASURED:
+    bench, card = _bench('fit', path)
+    if card.key != gpus.MEASURED:
       raise ValueError(f'--fit={path}: measured on {bench["hardware"]}, wants a bench of {gpus.GPUS[gpus.MEASURED].name}')
     where = str(Path(path).parent if Path(path).name == 'record.json' else path)
     result['record'] = ', '.join(filter(None, (result['record'], where)))
@@ -56,22 +66,43 @@ def _fit(spec: ExperimentSpec) -> None:
   print(json.dumps(result, indent=1))
 
 
-def _check(plan: Result) -> Result:
-  from yxanul.planning import check, gpus
+def _check(spec: ExperimentSpec) -> None:
+  from yxanul.planning import check, plan
+  from yxanul.reporting import plan_tables, tables
 
-  bench = _read('check', _CHECK.value)
-  card = gpus.by_name(bench['hardware'])
-  if card is None or card.name != plan['gpu']:
-    raise ValueError(f'--check={_CHECK.value}: measured on {bench["hardware"]}, the plan is for {plan["gpu"]} (--gpu)')
-  return {
+  bench, card = _bench('check', _CHECK.value)
+  if _GPU.value not in (None, card.key):
+    raise ValueError(f'--check={_CHECK.value}: measured on {bench["hardware"]}, the plan is for --gpu={_GPU.value}')
+  made = plan.make(spec, _stages(spec), card)
+  result = {
     'what': 'plan-check',
     'command': shlex.join(['python', '-m', 'yxanul.tools.plan', *sys.argv[1:]]),
     'hardware': bench['hardware'],
     'versions': bench['versions'],
     'n': bench['n'],
-    'fitted_to': plan['fitted_to'],
-    **check.compare(plan, bench),
+    'fitted_to': made['fitted_to'],
+    **check.compare(made, bench),
   }
+  if not _write(result):
+    tables.print_table(plan_tables.check_table(result))
+    for name, figure in result['figures'].items():
+      print(f'{name}: {100 * figure["value"]:.1f} %')
+
+
+def _stages(spec: ExperimentSpec) -> list[tuple[Any, int]]:
+  from yxanul.training.curriculum import Curriculum
+
+  return [(stage.spec, stage.n_steps) for stage in Curriculum(spec).stages]
+
+
+def _write(result: Result) -> bool:
+  """Writes the JSON where it is wanted; whether standard output is taken by it."""
+  text = json.dumps(result, indent=1) + '\n'
+  if _JSON.value and _JSON.value != '-':
+    Path(_JSON.value).write_text(text, encoding='utf-8')
+  elif _JSON.value:
+    print(text, end='')
+  return _JSON.value == '-'
 
 
 def _providers(spec: ExperimentSpec, stages: Any, card: Any) -> list[Result]:
@@ -116,42 +147,29 @@ def _check_outputs() -> None:
 def main() -> None:
   spec = cli.spec()[1]
   _check_outputs()
+  # torch stays out of all this: a plan is a matter of a second.
+  from yxanul.planning import claims, gpus, plan
+
+  if _GPU.value:
+    gpus.gpu(_GPU.value)
+    spec = cli.spec_of_variant('gpu', _GPU.value)
   if _FIT.value:
     return _fit(spec)
-  # torch stays out: a plan is a matter of a second.
-  from yxanul.planning import claims, gpus, plan
-  from yxanul.training.curriculum import Curriculum
-
-  card = gpus.gpu(_GPU.value or cli.variant('gpu') or gpus.fitting(spec.training.gpu_memory_gb))
-  if _GPU.value:
-    spec = cli.spec_of_variant('gpu', _GPU.value)
-  stages = [(stage.spec, stage.n_steps) for stage in Curriculum(spec).stages]
-  result = plan.make(spec, stages, card)
   if _CHECK.value:
-    result = _check(result)
-  else:
-    is_the_missions = spec.name == 'ultra'
-    providers = _providers(spec, stages, card)
-    result['claims'] = claims.checks(spec, result) if is_the_missions else []
-    result['providers'] = claims.implied(providers) if is_the_missions else providers
-  text = json.dumps(result, indent=1) + '\n'
-  if _PLOT.value and not _CHECK.value:
+    return _check(spec)
+  card = gpus.gpu(_GPU.value or cli.variant('gpu') or gpus.fitting(spec.training.gpu_memory_gb))
+  stages = _stages(spec)
+  result = plan.make(spec, stages, card)
+  result['claims'] = claims.checks(spec, result) if spec.name == 'ultra' else []
+  result['providers'] = _providers(spec, stages, card)
+  if result['claims']:
+    result['providers'] = claims.implied(result['providers'])
+  if _PLOT.value:
     from yxanul.reporting import plan_plots
 
     plan_plots.save(result, Path(_PLOT.value))
-  if _JSON.value == '-':
-    print(text, end='')
-    return None
-  if _JSON.value:
-    Path(_JSON.value).write_text(text, encoding='utf-8')
-  if _CHECK.value:
-    from yxanul.reporting import plan_tables, tables
-
-    tables.print_table(plan_tables.check_table(result))
-    for name, figure in result['figures'].items():
-      print(f'{name}: {100 * figure["value"]:.1f} %')
-    return None
-  return _show(result)
+  if not _write(result):
+    _show(result)
 
 
 if __name__ == '__main__':
