@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from yxanul.config.convert import deciding, differing_fields, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec, PrecisionSpec
@@ -25,7 +26,8 @@ from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum
-from yxanul.training.loggers import Logs, require_loggers
+from yxanul.training.distributed import Processes, SharedCheckpoints, join
+from yxanul.training.loggers import Logs, NoLogs, require_loggers
 from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
@@ -38,47 +40,59 @@ from yxanul.training.validation import Validation
 def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None) -> int:
   """Trains `spec` in `workdir`, or goes on with what is there; returns the exit status.
 
+  Under torchrun several processes do it together, and the first of them alone writes and shows anything.
+
   Raises:
     ValueError: in one line: the workdir holds another experiment or cannot be written, the data is missing, no checkpoint
       is sound.
   """
+  with join() as processes:
+    return _run(spec, workdir, price_per_hour, processes)
+
+
+def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, processes: Processes) -> int:
   started = time.perf_counter()
   check_workdir(spec, workdir)
   require_loggers(spec.training.loggers)
   capabilities = detect()
-  curriculum = curriculum_for(spec, capabilities)
+  curriculum = curriculum_for(spec, capabilities, processes)
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
   training = spec.training
   unwritten: list[str] = []
   with (
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
-    Display(stage_rows(spec, curriculum), curriculum.total_tokens, price_per_hour) as display,
+    _display(spec, curriculum, price_per_hour, processes) as display,
   ):
-    if display.is_live:
+    if display.is_live or not processes.first:
       stop.tell = display.message
     try:
-      with _begun(spec, workdir):
+      with _begun(spec, workdir) if processes.first else contextlib.nullcontext():
         prepared = _prepare(spec, workdir, display, stop)
     except Stopped:
       display.message(f'{stop.name}: stopped while preparing the text; the same command goes on from here')
       return EXIT_AGAIN
     for line in (*filter(None, (spec.note,)), *engines.notes):
       display.message(line)
-    checkpoints = Checkpoints(
-      workdir / 'checkpoints',
-      training.checkpoints_kept,
-      keep_every_seconds=training.checkpoint_keep_every_seconds,
-      config=to_dict(spec),
-      command=training.checkpoint_command,
-      tell=display.message,
-    )
+    checkpoints = SharedCheckpoints(processes, _checkpoints(spec, workdir, display) if processes.first else None)
     stop.standing = checkpoints.standing
     try:
       result = _train(
-        spec, workdir, curriculum, capabilities, engines, device, prepared, checkpoints, display, stop, started, unwritten
+        spec,
+        workdir,
+        curriculum,
+        capabilities,
+        engines,
+        device,
+        prepared,
+        checkpoints,
+        display,
+        stop,
+        started,
+        unwritten,
+        processes,
       )
-      for line in _closing_lines(spec, result, workdir):
+      for line in _closing_lines(spec, result, workdir) if result else ():
         display.message(line)
     except Stopped as stopped:
       display.message(f'{stop.name}: stopped, {stopped}; the same command goes on from here')
@@ -87,6 +101,25 @@ def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None
       stop.doing = 'copying the last checkpoint'
       checkpoints.close()
   return EXIT_UNSAVED if unwritten or checkpoints.failed else 0
+
+
+def _display(spec: ExperimentSpec, curriculum: Curriculum, price_per_hour: float | None, processes: Processes) -> Display:
+  rows = stage_rows(spec, curriculum)
+  if processes.first:
+    return Display(rows, curriculum.total_tokens, price_per_hour)
+  return Display(rows, curriculum.total_tokens, log=lambda _: None, console=Console(quiet=True, force_terminal=False))
+
+
+def _checkpoints(spec: ExperimentSpec, workdir: Path, display: Display) -> Checkpoints:
+  training = spec.training
+  return Checkpoints(
+    workdir / 'checkpoints',
+    training.checkpoints_kept,
+    keep_every_seconds=training.checkpoint_keep_every_seconds,
+    config=to_dict(spec),
+    command=training.checkpoint_command,
+    tell=display.message,
+  )
 
 
 @contextlib.contextmanager
@@ -151,18 +184,19 @@ def _train(
   engines: Engines,
   device: torch.device,
   prepared: preparation.Prepared,
-  checkpoints: Checkpoints,
+  checkpoints: SharedCheckpoints,
   display: Display,
   stop: StopRequest,
   started: float,
   unwritten: list[str],
-) -> dict[str, Any]:
+  processes: Processes,
+) -> dict[str, Any] | None:
   def tell(line: str) -> None:
     stop.check()
     display.message(line)
 
   stop.check('making the steps')
-  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared)
+  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared, processes)
   restored = checkpoints.restore(trainer.state)
   progress = Progress()
   if restored:
@@ -180,7 +214,8 @@ def _train(
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - started
 
-  log = Logs(spec, workdir, progress.step, display.message)
+  log = Logs(spec, workdir, progress.step, display.message) if processes.first else NoLogs()
+  peak = peak_flops(capabilities.name, _matmul_format(spec.precision))
   try:
     state = train(
       Run(
@@ -188,14 +223,16 @@ def _train(
         curriculum=curriculum,
         step=trainer.step,
         batches=trainer.batches,
-        evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop),
+        evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop, processes),
         checkpoints=checkpoints,
         log=log,
         display=display,
         stop=stop,
         device=device,
         host={'choices': trainer.choices()},
-        peak_flops=peak_flops(capabilities.name, _matmul_format(spec.precision)),
+        peak_flops=peak and processes.world * peak,
+        processes=processes,
+        reduction=trainer.reduction,
       ),
       trainer.state,
       progress,
@@ -203,6 +240,8 @@ def _train(
   finally:
     with _told(workdir / 'metrics.jsonl', display, unwritten):
       log.close()
+  if not processes.first:
+    return None
   report, path = workdir / 'report.html', workdir / 'result.json'
   if restored and progress.step == resumed_from and (before := _read_result(path)):
     result = before  # the run was over then: what it left stays as it is
@@ -213,7 +252,7 @@ def _train(
         workdir / 'samples.txt', Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng)
       )
     stop.check('writing the results')
-    result = _result(spec, curriculum, state, progress, prepared, trainer.choices()['engines'], capabilities, resumed_from)
+    result = _result(spec, curriculum, state, progress, prepared, trainer.choices(), capabilities, resumed_from)
     with _told(path, display, unwritten):
       write_atomically(path, _json(result))
   stop.check('writing the report')
@@ -277,7 +316,7 @@ def _prepare(spec: ExperimentSpec, workdir: Path, display: Display, stop: StopRe
   return preparation.prepare(spec.data, folder, tell)
 
 
-def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, engines, capabilities, resumed_from) -> dict:
+def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, choices, capabilities, resumed_from) -> dict:
   result = {
     'experiment': spec.name,
     'val_bpb': progress.val_bpb,
@@ -296,7 +335,8 @@ def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, e
     'tokens_rolled_back': progress.tokens_rolled_back,
     'stages': len(curriculum.stages),
     'batch_sizes': curriculum.batches,
-    'engines': engines,
+    'processes': choices['processes'],
+    'engines': choices['engines'],
     'resumed_from': resumed_from,
     'versions': {'torch': torch.__version__, **dict(capabilities.versions)},
     'hardware': capabilities.name,

@@ -68,7 +68,7 @@ def test_several_processes_take_the_step_of_one(results, world, key):
       # Under FP8 a sum that differs in its last bit can round to the neighbour, an eighth off, and later steps start from it.
       tolerance = 1e-6 if exact else (1e-4, 1e-3, 1e-3)[turn] if name != 'grad_norm' else (1e-4, 3e-2, 3e-2)[turn]
       torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=0.0, msg=name)
-  assert [float(m['stops']) for m in several['steps']] == [0, 0, 1]
+  assert [float(m['asks']) for m in several['steps']] == [0, 0, 1]
   for path, leaf in one['first'].items():
     other = several['first'][path]
     if 'first' in path.split('/'):  # the moment holds the gradient: the same sum in another order

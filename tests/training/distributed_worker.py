@@ -40,13 +40,13 @@ def main(folder: Path) -> None:
       steps = []
       for turn in range(3):
         if reduction and turn == 2 and processes.rank == 1:
-          reduction.stop.fill_(1)
+          reduction.ask(True)
         state, metrics = step(state, own, torch.tensor(1e-3), torch.tensor(0.5))
         steps.append(metrics._asdict())
         if turn == 0:
           first = {path: leaf.clone() for path, leaf in flatten(state).items()}
       if reduction:
-        reduction.stop.zero_()
+        reduction.ask(False)
       # One process with a gradient that is not finite: no process may take the step.
       broken = {name: p.clone() for name, p in state.params.items()}
       if processes.rank == processes.world - 1:

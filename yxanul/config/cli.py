@@ -4,6 +4,7 @@ Every program is a function `main()` behind `run(main)`, which asks `spec()` for
 defines `--config`.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -152,7 +153,10 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
 
 
 def _fail(error: BaseException) -> None:
-  print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+  # Of torchrun's processes the first speaks for all; another says which it is, for what only it may have met.
+  rank = os.environ.get('RANK', '0')
+  who = '' if rank == '0' else f'rank {rank}: '
+  print(f'{who}error: {" ".join(str(error).split())}', file=sys.stderr)
   sys.exit(EXIT_USAGE)
 
 

@@ -19,7 +19,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model.transformer import Params
+from yxanul.training.state import flatten
 
 PEER_SECONDS = 600  # without a word from the others, after which they are given up
 EXIT_PEER_LOST = 1
@@ -54,6 +55,7 @@ class Processes:
 
   rank: int = 0
   world: int = 1
+  here: int = 1  # of them on this machine
 
   @property
   def first(self) -> bool:
@@ -90,6 +92,13 @@ class Processes:
     with _talking():
       dist.broadcast_object_list(box, device=torch.device('cpu'))
     return json.loads(box[0])
+
+  def spread(self, tensors: Iterable[Tensor]) -> None:
+    """The first process's values into everyone's tensors."""
+    if self.world > 1:
+      with _talking():
+        for tensor in tensors:
+          dist.broadcast(tensor, 0)
 
   def fitting(self, run: Callable[['Reduction | None'], T], reduction: 'Reduction | None', smaller: Callable[[], None]) -> T:
     """`run(reduction)`, once it fits into every process's memory; before each new try `smaller` is called on all of them.
@@ -134,6 +143,55 @@ class Processes:
 ALONE = Processes()
 
 
+class SharedCheckpoints:
+  """`training.checkpoint.Checkpoints` of several processes: the first keeps them, and all are given what they hold.
+
+  The state is the same on all, so nothing has to be gathered; a checkpoint knows nothing of how many there are.
+  """
+
+  def __init__(self, processes: Processes, own: Any | None):
+    """`own` is the first process's; the others have none."""
+    self._processes, self._own = processes, own
+
+  @property
+  def failed(self) -> bool:
+    return self._own is not None and self._own.failed
+
+  def steps(self) -> list[int]:
+    return self._own.steps() if self._own else []
+
+  def standing(self) -> str:
+    return self._own.standing() if self._own else 'the last checkpoint stands'
+
+  def save(self, state: Any, host: dict[str, Any]) -> None:
+    if self._own:
+      self._own.save(state, host)
+
+  def restore(self, state: Any, before: int | None = None) -> tuple[dict[str, Any], list[str]] | None:
+    """As `Checkpoints.restore`, on every process. The host waits."""
+    found = error = None
+    if self._own:
+      try:
+        found = self._own.restore(state, before)
+      except ValueError as raised:
+        error = str(raised)
+    found, error = self._processes.from_first([found, error])
+    if error:
+      raise ValueError(error)
+    if not found:
+      return None
+    self._processes.spread(flatten(state).values())
+    return tuple(found)
+
+  def wait(self) -> None:
+    if self._own:
+      self._own.wait()
+
+  def close(self) -> None:
+    if self._own:
+      self._own.close()
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
   """Whether memory ran out: here, or in what this error came from (ending a capture that failed fails in its own way)."""
   while error is not None:
@@ -152,20 +210,20 @@ def join() -> Iterator[Processes]:
   Raises:
     ValueError: torchrun started more processes on this machine than it has GPUs.
   """
-  rank, world = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
+  rank, world, here = (int(os.environ.get(name, n)) for name, n in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
   if world == 1:
     yield ALONE
     return
   backend = 'gloo'
   if torch.cuda.is_available():
-    here, gpus = int(os.environ['LOCAL_WORLD_SIZE']), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if here > gpus:
       raise ValueError(f'torchrun --nproc_per_node={here}: wants at most the {gpus} GPUs of this machine')
     torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     backend = 'cpu:gloo,cuda:nccl'
   dist.init_process_group(backend, timeout=datetime.timedelta(seconds=PEER_SECONDS))
   try:
-    yield Processes(rank, world)
+    yield Processes(rank, world, here)
   except PeerLost as error:
     line = f'rank {rank}: {error}; what is saved stands, the same command goes on from there\n'
     sys.stdout.flush()
@@ -183,8 +241,12 @@ class Reduction:
 
   def __init__(self, world: int, device: torch.device):
     self.world = world
-    self.stop = torch.zeros((), dtype=torch.float64, device=device)  # set to 1 to ask all processes to stop
+    self._asks = torch.zeros((), dtype=torch.float64, device=device)  # read by every step, so it stays where it is
     self._under_way: list[dist.Work] = []
+
+  def ask(self, asks: bool) -> None:
+    """From the next step on, tells all processes with its metrics that this one asks for a boundary; or no longer."""
+    self._asks.fill_(float(asks))
 
   def layers(self, params: Params, before: Params | None = None) -> Iterator[Params]:
     """As `transformer.layers`; the backward pass gives gradients summed over the processes.
@@ -222,11 +284,11 @@ class Reduction:
     """Sums what `layers` has not: the other gradients, in place of theirs, and 0-d figures; takes the largest amaxes.
 
     Returns:
-      The summed figures in FP64, and last the number of processes that were asked to stop.
+      The summed figures in FP64, and last the number of processes that ask for a boundary.
     """
     rest = [name for name in gradients if not name.startswith('blocks.')]
     bucket = torch.cat([gradients[name].flatten() for name in rest])
-    figures = torch.stack([x.double() for x in (*sums, self.stop)])
+    figures = torch.stack([x.double() for x in (*sums, self._asks)])
     self.begin(bucket)
     self.begin(figures)
     if amax is not None:

@@ -52,6 +52,16 @@ class Logs:
         stack.callback(writer.close)
 
 
+class NoLogs:
+  """Of a process that leaves it to the first one to write."""
+
+  def write(self, record: dict[str, Any]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 def _named(record: dict[str, Any]) -> dict[str, float]:
   """The figures of a line under their full names; what is null is left out."""
   kind = line_kind(record)

@@ -2,6 +2,9 @@
 
 The step itself is pure and knows no clock, no file and no signal. The loop feeds it, reads its metrics one step late, and
 at the boundaries (evaluation, checkpoint, request to stop) lets the device finish first.
+
+Several processes come to the same boundaries: what follows from the metrics and the tokens is the same on all; one that has
+a reason of its own, a signal or the first one's clock, asks through the step, and all read that with the step's metrics.
 """
 
 import dataclasses
@@ -16,6 +19,7 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning.flops import flops_per_token
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum, Stage
+from yxanul.training.distributed import ALONE, Processes, Reduction, SharedCheckpoints
 from yxanul.training.gauge import GpuGauge
 from yxanul.training.loggers import Logs
 from yxanul.training.metrics import MetricsQueue, bits_per_byte
@@ -83,13 +87,15 @@ class Run:
   step: Callable[..., tuple[TrainState, Any]]  # (stage, state, tokens, lr, max_norm), see training.graphs
   batches: Callable[[int], Iterable[torch.Tensor]]  # from a position in target tokens to the rows of every step after it
   evaluate: Callable[..., dict[str, Any] | None]  # (params, fp8_state, seq_len) to the fields of an evaluation line
-  checkpoints: Checkpoints
+  checkpoints: Checkpoints | SharedCheckpoints
   log: Logs
   display: Any
   stop: StopRequest
   device: torch.device
   host: dict[str, Any]  # kept in every checkpoint beside the progress
   peak_flops: float | None = None
+  processes: Processes = ALONE
+  reduction: Reduction | None = None  # that the steps were made with
 
 
 def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
@@ -110,6 +116,7 @@ class _Loop:
     self.gauge = GpuGauge(run.device)
     self.attempted_at = time.perf_counter()  # to save
     self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
+    self.asks = self.asked = False  # this process for a boundary; any process, as all have read
 
   def train(self, state: TrainState) -> TrainState:
     run, progress = self.run, self.progress
@@ -132,12 +139,29 @@ class _Loop:
         self.queue.put(metrics, _Step(progress.step, stage, after, rate, progress.seconds, progress.seconds_training))
         while len(self.queue) > 1:
           self._absorb()
-        if run.stop or self._evaluation_due() or self._save_due() or self._rollback_due():
+        if self._boundary_asked() or self._evaluation_due() or self._rollback_due():
           self._boundary(state)
         if after >= total:
           break
       self._drain()
     return state
+
+  def _boundary_asked(self) -> bool:
+    """Whether one is due for a reason that only one process may know."""
+    asks = bool(self.run.stop) or (self.run.processes.first and self._save_due())
+    if self.run.reduction is None:
+      return asks
+    if asks and not self.asks:
+      self.asks = True
+      self.run.reduction.ask(True)
+    return self.asked
+
+  def _stopping(self) -> bool:
+    """Whether any process was asked to stop. The host waits for the others."""
+    if not self.run.processes.any(bool(self.run.stop)):
+      return False
+    self.run.stop.follow()
+    return True
 
   def _absorb(self) -> None:
     """Takes in the oldest step whose metrics are still out, and writes its log line when one is due."""
@@ -146,7 +170,8 @@ class _Loop:
     progress.interval.append(values)
     progress.interval_tokens += step.stage.spec.tokens_per_step
     progress.bytes += int(values[2])
-    skipped, spike = int(values[4]), int(values[5])
+    skipped, spike, asks = (int(value) for value in values[4:7])
+    self.asked = self.asked or asks > 0
     progress.skipped_steps += skipped
     progress.spike_steps += spike
     progress.skipped_in_row = progress.skipped_in_row + 1 if skipped else 0
@@ -208,14 +233,18 @@ class _Loop:
     """Lets the device finish, then rolls back, evaluates, saves and stops, each if it is due."""
     run = self.run
     self._drain()
+    if self.asks:
+      run.reduction.ask(False)
+    self.asks = self.asked = False
     if self._rollback_due():
       self._rollback(state)
-    if self._evaluation_due() and not run.stop:
+    if self._evaluation_due() and not self._stopping():
       run.stop.doing = 'evaluating'
       self._evaluate(state)
-    if self._save_due() or (run.stop and not self.progress.skipped_in_row):
+    stopping = self._stopping()
+    if run.processes.from_first(self._save_due()) or (stopping and not self.progress.skipped_in_row):
       self.save(state)
-    if run.stop:
+    if stopping:
       run.stop.doing = 'saving'
       run.checkpoints.wait()
       saved = self.progress.step in run.checkpoints.steps()

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from yxanul.training.distributed import PEER_SECONDS, PeerLost
 from yxanul.training.step import StepMetrics
 
 GPT2_CHARACTERS_PER_TOKEN = 4.488  # of English, the mission's figure
@@ -52,10 +54,18 @@ class MetricsQueue:
     self._waiting.append((event, values, context))
 
   def get(self) -> tuple[list[float], Any]:
-    """The oldest step's numbers, and the context that was put beside them."""
+    """The oldest step's numbers, and the context that was put beside them.
+
+    Raises:
+      PeerLost: none came in PEER_SECONDS: a step that waits for a process which is gone never ends.
+    """
     event, values, context = self._waiting.popleft()
     if event is not None:
-      event.synchronize()
+      until = time.monotonic() + PEER_SECONDS
+      while not event.query():
+        if time.monotonic() > until:
+          raise PeerLost(f'a step did not end in {PEER_SECONDS} s')
+        time.sleep(1e-4)
     return values.tolist(), context
 
 

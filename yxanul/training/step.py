@@ -47,7 +47,7 @@ class StepMetrics(NamedTuple):
   grad_norm: Tensor  # before clipping
   skipped: Tensor  # 1 when nothing was updated: loss or gradient was not finite, or the loss was a spike
   spike: Tensor  # 1 when that was a spike
-  stops: Tensor  # processes that were asked to stop; 0 where there is but one
+  asks: Tensor  # processes that ask all to come to a boundary, see training.loop; 0 where there is but one
 
 
 TrainStep = Callable[[TrainState, Tensor, Tensor, Tensor], tuple[TrainState, StepMetrics]]
@@ -181,9 +181,9 @@ def make_train_step(
       numerics = fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
     loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces, reduction)
     with torch.no_grad():
-      n_bytes, stops = text.token_bytes_V[tokens[1:]].sum(), torch.zeros_like(nats)
+      n_bytes, asks = text.token_bytes_V[tokens[1:]].sum(), torch.zeros_like(nats)
       if reduction is not None:
-        loss, nats, n_bytes, stops = reduction.complete(gradients, amax, [loss, nats, n_bytes])
+        loss, nats, n_bytes, asks = reduction.complete(gradients, amax, [loss, nats, n_bytes])
         loss = loss.float()
       # From here on every process has the same numbers.
       norm = global_norm(gradients)
@@ -207,7 +207,7 @@ def make_train_step(
         grad_norm=norm.double(),
         skipped=1.0 - ok.double(),
         spike=spike.double(),
-        stops=stops,
+        asks=asks,
       )
     data_state = state.data_state + stage.tokens_per_step
     return TrainState(state.step + 1, params, opt_state, fp8_state, loss_state, state.rng, data_state), metrics

@@ -51,6 +51,12 @@ class StopRequest:
       raise Stopped(self.standing())
     self.doing = doing or self.doing
 
+  def follow(self) -> None:
+    """Another process of the run was asked, and with it this one."""
+    if not self:
+      self._came = time.monotonic()
+      self.name = 'a request to another process'
+
   # The rest runs in the listening thread.
 
   def _arrive(self, name: str, status: int) -> None:

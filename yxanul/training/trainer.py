@@ -40,9 +40,10 @@ def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.devi
   return torch.device(capabilities.device)
 
 
-def usable_bytes(spec: ExperimentSpec, capabilities: Capabilities) -> int:
-  """Memory that a plan may fill: a share of the device's, or of what the configuration allows."""
-  return int(memory.USABLE_SHARE * min(spec.training.gpu_memory_gb * 1e9 or math.inf, capabilities.memory_bytes))
+def usable_bytes(spec: ExperimentSpec, capabilities: Capabilities, processes: Processes = ALONE) -> int:
+  """Memory that a process's plan may fill: a share of the device's, or of what the configuration allows."""
+  own = capabilities.memory_bytes // (processes.here if capabilities.device == 'cpu' else 1)
+  return int(memory.USABLE_SHARE * min(spec.training.gpu_memory_gb * 1e9 or math.inf, own))
 
 
 def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: Processes = ALONE) -> Curriculum:
@@ -54,7 +55,7 @@ def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: 
   processes.check(spec)
   if spec.curriculum.batch_size == 'table':
     return Curriculum(spec)
-  batches = largest_batches(spec, usable_bytes(spec, capabilities), processes.world)
+  batches = largest_batches(spec, usable_bytes(spec, capabilities, processes), processes.world)
   return Curriculum(spec, processes.from_first(batches))
 
 
@@ -85,7 +86,7 @@ class Trainer:
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self.state = init_state(spec, self.optimizer, fp8_state, device)
     self._stream = Stream(prepared.train, spec.seed)
-    self._memory_bytes = usable_bytes(spec, capabilities)
+    self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
     self._attention = [engines.attention] * len(curriculum.stages)
     self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'

@@ -14,6 +14,7 @@ from yxanul.data.shards import Shards
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import Engines
 from yxanul.model.transformer import Params
+from yxanul.training.distributed import ALONE, Processes
 from yxanul.training.metrics import bits_per_byte
 from yxanul.training.step import Text, make_eval_step
 from yxanul.training.stop import StopRequest
@@ -22,15 +23,24 @@ from yxanul.training.stop import StopRequest
 class Validation:
   """The held-out text of a run. `validation(params, fp8_state, seq_len)` scores it in rows of `seq_len` tokens.
 
+  Several processes share the batches out, and all of them get the result.
+
   Returns the fields of an evaluation line (`eval_seq_len, val_loss` in nats a token, `val_bpb, val_bytes`), or None when a
   request to stop came in between.
   """
 
   def __init__(
-    self, spec: ExperimentSpec, shards: Shards, engines: Engines, text: Text, device: torch.device, stop: StopRequest
+    self,
+    spec: ExperimentSpec,
+    shards: Shards,
+    engines: Engines,
+    text: Text,
+    device: torch.device,
+    stop: StopRequest,
+    processes: Processes = ALONE,
   ):
     self._spec, self._shards, self._engines, self._text = spec, shards, engines, text
-    self._device, self._stop = device, stop
+    self._device, self._stop, self._processes = device, stop, processes
 
   def __call__(self, params: Params, fp8_state: fp8.State, seq_len: int) -> dict[str, Any] | None:
     evaluation = self._spec.evaluation
@@ -40,13 +50,16 @@ class Validation:
     step = make_eval_step(self._spec, self._engines, self._text)
     nats = torch.zeros((), dtype=torch.float64, device=self._device)
     counted = 0
-    for batch in batches:
-      if self._stop:
+    processes = self._processes
+    for number, batch in enumerate(batches):
+      if number % processes.world == 0 and processes.any(bool(self._stop)):
         return None
+      if number % processes.world != processes.rank:
+        continue
       inputs, targets, mask = (x.to(self._device) for x in (batch.inputs, batch.targets, batch.mask))
       nats += step(params, fp8_state, inputs, targets, mask).sum()
       counted += int(batch.mask.sum())
-    total = float(nats)
+    total, counted = processes.total([float(nats), counted])
     return {
       'eval_seq_len': seq_len,
       'val_loss': total / counted,
