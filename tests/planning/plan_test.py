@@ -9,7 +9,7 @@ from yxanul.planning import check, claims, gpus, plan
 from yxanul.training.curriculum import Curriculum
 
 
-def stages_of(spec):
+def stages_of(spec, card=None, devices=1):
   return [(stage.spec, stage.n_steps) for stage in Curriculum(spec).stages]
 
 
@@ -58,13 +58,13 @@ def test_a_stage_that_does_not_fit_is_a_line_and_an_offer_without_hours():
   spec = dataclasses.replace(ULTRA, model=big)
   with pytest.raises(ValueError, match=r'stage 1 \(length 8\): its smallest part needs about'):
     plan.make(spec, stages_of(spec), H200)
-  row = plan.provider_row(spec, stages_of(spec), gpus.OFFERS[0])
+  row = plan.provider_row(spec, stages_of, gpus.OFFERS[0])
   assert (row['hours'], row['dollars'], row['tokens_per_second']) == (None, None, None)
 
 
 def test_an_offer_costs_its_hours_and_three_epochs_three_times_as_many():
   offer = gpus.Offer('here', 'h100', 1, 2.0, 9.0, 54.0)
-  (row,) = claims.implied([plan.provider_row(ULTRA, stages_of(ULTRA), offer)])
+  (row,) = claims.implied([plan.provider_row(ULTRA, stages_of, offer)])
   assert row['dollars'] == pytest.approx(2.0 * row['hours'])
   assert row['hours_3_epochs'] == pytest.approx(3 * row['hours'], rel=0.01)
   assert row['claimed_tokens_per_second'] == pytest.approx(7.83e9 / 9 / 3600)
@@ -113,6 +113,6 @@ def test_a_bench_beside_the_plan(ultra):
 def test_an_offer_fills_its_own_card_whatever_limit_was_set_for_another():
   offer = gpus.Offer('here', 'h200', 1, 2.0)
   small = dataclasses.replace(ULTRA, training=dataclasses.replace(ULTRA.training, gpu_memory_gb=20.9))
-  hours = [plan.provider_row(spec, stages_of(spec), offer)['hours'] for spec in (ULTRA, small)]
+  hours = [plan.provider_row(spec, stages_of, offer)['hours'] for spec in (ULTRA, small)]
   assert hours[0] == hours[1]
   assert hours[0] < plan.make(small, stages_of(small), H200)['total']['seconds'] / 3600

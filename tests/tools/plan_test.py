@@ -48,6 +48,15 @@ def test_overrides_stay_when_the_card_is_chosen_and_other_experiments_have_no_cl
   assert 'claimed_tokens_per_second' not in result['providers'][0]
 
 
+def test_the_largest_batches_are_the_cards_own():
+  flags = ('--config=experiments/ultra.py', '--config.curriculum.batch_size=max', '--json=-')
+  small, large = (json.loads(plan(*flags, f'--gpu={gpu}').stdout) for gpu in ('a100-80', 'h200'))
+  for a, b in zip(small['stages'], large['stages'], strict=True):
+    assert a['parts'] == b['parts'] == 1
+    assert a['batch_size'] < b['batch_size'] <= b['largest_batch']
+  assert small['providers'] == large['providers']
+
+
 def test_the_card_is_that_of_the_variant():
   assert json.loads(plan('--config=experiments/ultra.py:gpu=a100-80', '--json=-').stdout)['gpu'] == 'A100 80GB'
   assert json.loads(plan('--config=experiments/ultra.py', '--json=-').stdout)['gpu'] == 'RTX 4090'

@@ -94,6 +94,18 @@ def test_each_stage_is_judged_by_its_loss_its_skips_and_the_plan(monkeypatch):
   assert len(result['check']['stages']) == 9
 
 
+def test_batches_that_warming_made_smaller_are_not_compared(monkeypatch):
+  spec = tiny.spec()
+  stages = spec.curriculum.stages
+  rows = [row(stage, {'stage': i, 'tokens_per_second': 1.0, 'memory_bytes': 1}) for i, stage in enumerate(stages, 1)]
+  for found in rows:
+    found['tokens_per_step'] //= 2
+  monkeypatch.setattr(preflight.benchmark, 'measure', lambda *_: measured(rows))
+  result, found = preflight.check_steps(spec, corpus(1), H200, 20, print)
+  assert result['check'] is None
+  assert levels(found) == ['ok'] * 10 + ['warning']
+
+
 def test_nothing_runs_where_the_first_step_cannot_be_made(monkeypatch):
   def refuse(*_):
     raise ValueError('stage of length 8: needs about 9.0 GB')

@@ -5,7 +5,7 @@ Rows are dicts of plain values; times are those of training alone, without prepa
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from yxanul.config.model_spec import ModelSpec
@@ -156,15 +156,19 @@ def phases(rows: Sequence[Row]) -> list[Row]:
   return result
 
 
-def provider_row(spec: ExperimentSpec, stages: Stages, offer: Offer) -> Row:
+def provider_row(spec: ExperimentSpec, stages_on: Callable[[ExperimentSpec, Gpu, int], Stages], offer: Offer) -> Row:
   """An offer with 'tokens_per_second', 'hours' and 'dollars' of this run; None where it does not fit.
 
   Each card may be filled: `training.gpu_memory_gb` was set for one of them.
+
+  Args:
+    stages_on: the stages of a run on so many of a card.
   """
   whole_card = dataclasses.replace(spec, training=dataclasses.replace(spec.training, gpu_memory_gb=0.0))
   row = dataclasses.asdict(offer) | dict.fromkeys(('tokens_per_second', 'hours', 'dollars'))
   with contextlib.suppress(ValueError):
-    total = make(whole_card, stages, gpu(offer.gpu), offer.devices)['total']
+    card = gpu(offer.gpu)
+    total = make(whole_card, stages_on(whole_card, card, offer.devices), card, offer.devices)['total']
     hours = total['seconds'] / 3600
     row |= {'tokens_per_second': total['tokens_per_second'], 'hours': hours, 'dollars': hours * offer.dollars_per_hour}
   return row

@@ -73,7 +73,7 @@ def _check(spec: ExperimentSpec) -> None:
   bench, card = _bench('check', _CHECK.value)
   if _GPU.value not in (None, card.key):
     raise ValueError(f'--check={_CHECK.value}: measured on {bench["hardware"]}, the plan is for --gpu={_GPU.value}')
-  made = plan.make(spec, _stages(spec), card)
+  made = plan.make(spec, _stages(spec, card), card)
   result = {
     'what': 'plan-check',
     'command': shlex.join(['python', '-m', 'yxanul.tools.plan', *sys.argv[1:]]),
@@ -89,10 +89,15 @@ def _check(spec: ExperimentSpec) -> None:
       print(f'{name}: {100 * figure["value"]:.1f} %')
 
 
-def _stages(spec: ExperimentSpec) -> list[tuple[Any, int]]:
-  from yxanul.training.curriculum import Curriculum
+def _stages(spec: ExperimentSpec, card: Any, devices: int = 1) -> list[tuple[Any, int]]:
+  """Every stage and its steps, with the batches that a run there would take."""
+  from yxanul.planning import memory, plan
+  from yxanul.training.curriculum import Curriculum, largest_batches
 
-  return [(stage.spec, stage.n_steps) for stage in Curriculum(spec).stages]
+  spec, batches = plan.on_card(spec, card), None
+  if spec.curriculum.batch_size == 'max':
+    batches = largest_batches(spec, int(memory.USABLE_SHARE * plan.memory_limit(spec, card)), devices)
+  return [(stage.spec, stage.n_steps) for stage in Curriculum(spec, batches).stages]
 
 
 def _write(result: Result) -> bool:
@@ -105,11 +110,11 @@ def _write(result: Result) -> bool:
   return _JSON.value == '-'
 
 
-def _providers(spec: ExperimentSpec, stages: Any, card: Any) -> list[Result]:
+def _providers(spec: ExperimentSpec, card: Any) -> list[Result]:
   from yxanul.planning import gpus, plan
 
   offers = [*gpus.OFFERS, *([] if _PRICE.value is None else [gpus.Offer('--price', card.key, 1, _PRICE.value)])]
-  return [plan.provider_row(spec, stages, offer) for offer in offers]
+  return [plan.provider_row(spec, _stages, offer) for offer in offers]
 
 
 def _show(plan: Result) -> None:
@@ -158,10 +163,9 @@ def main() -> None:
   if _CHECK.value:
     return _check(spec)
   card = gpus.gpu(_GPU.value or cli.variant('gpu') or gpus.fitting(spec.training.gpu_memory_gb))
-  stages = _stages(spec)
-  result = plan.make(spec, stages, card)
+  result = plan.make(spec, _stages(spec, card), card)
   result['claims'] = claims.checks(spec, result) if spec.name == 'ultra' else []
-  result['providers'] = _providers(spec, stages, card)
+  result['providers'] = _providers(spec, card)
   if result['claims']:
     result['providers'] = claims.implied(result['providers'])
   if _PLOT.value:
