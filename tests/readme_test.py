@@ -39,7 +39,7 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.doctor --config=experiments/ultra\.py', 'parsed', []),  # steps of ultra
   (r'python -m yxanul\.tools\.(prepare|tokenizer) ', 'run', TOY_ULTRA),
   (r'python -m yxanul\.tools\.(evaluate|generate) ', 'run', []),
-  (r'python -m yxanul\.tools\.bench ', 'parsed', []),  # a GPU
+  (r'python -m yxanul\.tools\.(bench|ablate|compare) ', 'parsed', []),  # a GPU
   (r'python -m pytest$', 'shell', []),  # this suite
   (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
   (r'python third_party/nvidia_pins\.py ', 'shell', []),  # NVIDIA's image
@@ -84,8 +84,9 @@ PARSE = """
 import importlib, sys
 module, sys.argv = sys.argv[1], sys.argv[1:]
 importlib.import_module(module)
-from yxanul.config import cli
-cli._parse(sys.argv)
+from yxanul.config import cli, registry
+for argument in cli._parse(sys.argv)[1:]:
+  registry.load(argument)
 if any(argument.startswith('--config=') for argument in sys.argv):
   cli.spec()
 """

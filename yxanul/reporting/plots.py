@@ -160,7 +160,7 @@ def _mark_stages(axes: Axes, colours: Colours, stages: Rows, x: str, end: float)
       )
 
 
-_NAME_SIZE_POINTS = (4.9, 13.0)  # width of a letter at size 9, and a line with the gap to its mark
+_NAME_SIZE_POINTS = (5.2, 13.0)  # width of a letter at size 9, and a line with the gap to its mark
 _AXES_SIZE_POINTS = (320.0, 165.0)  # about what axis labels leave of the figure
 
 
