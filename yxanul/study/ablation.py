@@ -130,14 +130,19 @@ def best_strong(runs: Runs) -> str | None:
   def final_bpb(name: str) -> float:
     return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in runs[name].values())
 
-  return min((name for name in STRONG if name in runs), key=final_bpb, default=None)
+  return min(_strong(runs), key=final_bpb, default=None)
+
+
+def _strong(runs: Runs) -> list[str]:
+  """Their variants too ('strong_gpt2:lr=1e-3'): so a baseline is tuned, and the best of them is the one to beat."""
+  return [name for name in runs if name.startswith(STRONG)]
 
 
 def goal_rows(runs: Runs, stem: str) -> list[Row]:
   """The experiment against each baseline: 'against', 'goal', 'factor', 'says'. The goal is for the better strong baseline."""
   rows = []
   best = best_strong(runs)
-  for name in (BASELINE, *(name for name in STRONG if name in runs)):
+  for name in (BASELINE, *_strong(runs)):
     measured = factor(runs, name, stem)
     goal = GOALS['baseline'] if name == BASELINE else GOALS['strong'] if name == best else None
     says = 'not measured' if measured is None else f'{measured["factor"]:.2f} times as fast to equal quality'
