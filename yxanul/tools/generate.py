@@ -48,9 +48,12 @@ def main() -> None:
   def tell(prompt: str, stream) -> str:
     text = prompt
     print(prompt, end='', flush=True)
-    for _, more in generator([prompt], sampling, [stream]):
-      text += more
-      print(more, end='', flush=True)
+    try:
+      for _, more in generator([prompt], sampling, [stream]):
+        text += more
+        print(more, end='', flush=True)
+    except KeyboardInterrupt:  # ends this text, not the session
+      pass
     print()
     return text
 
