@@ -78,9 +78,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model):
 
 
 def test_a_text_longer_than_the_window_goes_on(model):
-  stages = (dataclasses.replace(model.experiment.curriculum.stages[-1], seq_len=8, step_share_start=0.0),)
-  curriculum = dataclasses.replace(model.experiment.curriculum, stages=stages)
-  short = dataclasses.replace(model, experiment=dataclasses.replace(model.experiment, curriculum=curriculum))
+  short = small.narrowed(model, 8)
   texts = complete(short, ['', 'ab ba b' * 9], dataclasses.replace(GREEDY, tokens=40), streams(0, 2))
   whole = complete(model, ['', 'ab ba b' * 9], dataclasses.replace(GREEDY, tokens=6), streams(0, 2))
   assert texts[0].startswith(whole[0])  # while it fits

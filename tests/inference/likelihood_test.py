@@ -1,6 +1,5 @@
 """Reading many rows at once against the model itself, and what is scored at the ends of a window."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -27,11 +26,16 @@ def alone(model, row) -> torch.Tensor:
 def test_rows_that_begin_one_another_are_read_as_if_alone(model, monkeypatch, tokens_at_once):
   monkeypatch.setattr(likelihood, '_TOKENS_AT_ONCE', tokens_at_once)
   rows = [(5,), (5, 1, 2, 3), (5, 1), (5, 1, 2, 4, 4, 4, 4), (7, 7), (5, 1, 2, 3)]
+  read_batch, forwarded = likelihood._read_batch, []
+  monkeypatch.setattr(
+    likelihood, '_read_batch', lambda model, batch: forwarded.extend(row for row, _ in batch) or read_batch(model, batch)
+  )
   for row, reading in zip(rows, read(model, rows), strict=True):
     logp_TV = alone(model, row)
     np.testing.assert_allclose(reading.logp_T, [float(logp_TV[i, token]) for i, token in enumerate(row[1:])], atol=1e-5)
     assert reading.best_T.tolist() == logp_TV.masked_fill(model.undrawable_V, -torch.inf).argmax(-1).tolist()
     torch.testing.assert_close(reading.next_V, logp_TV[-1], atol=1e-5, rtol=1e-5)
+  assert sorted(forwarded) == [(5, 1, 2, 3), (5, 1, 2, 4, 4, 4, 4), (7, 7)]
 
 
 def test_a_prefix_is_as_likely_as_the_sum_of_its_covers(model):
@@ -69,11 +73,19 @@ def test_greedy_is_what_decoding_gives(model):
   assert not any(greedy for _, greedy in scorer.continuations(wrong))
 
 
+@pytest.mark.parametrize('window', [2, 7, 12, 150])
+def test_rolling_scores_every_token_once_with_half_a_window_before_it(model, window):
+  text = 'ab éa1 ' * 12 + 'b'
+  stream = [model.tokenizer.end_of_text_id, *model.tokenizer.encode_batch([text])[0].tolist()]
+  expected, stride = 0.0, window // 2
+  for at in range(1, len(stream)):
+    row = 0 if at < window else -(-(at + 1 - window) // stride) * stride  # where the first row that reaches it starts
+    expected += float(alone(model, stream[row : row + window])[at - row - 1, stream[at]])
+  assert Likelihood(small.narrowed(model, window)).rolling(['a', text])[1] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_context_longer_than_the_window_loses_its_start(model):
-  stage = dataclasses.replace(model.experiment.curriculum.stages[-1], seq_len=12)
-  curriculum = dataclasses.replace(model.experiment.curriculum, stages=(dataclasses.replace(stage, step_share_start=0.0),))
-  short = dataclasses.replace(model, experiment=dataclasses.replace(model.experiment, curriculum=curriculum))
-  assert short.window == 12
+  short = small.narrowed(model, 12)
   scorer, whole = Likelihood(short), Likelihood(model)
   ((short_logp, _),) = scorer.continuations([('ab ' * 30, 'aé1')])
   ((logp, _),) = whole.continuations([('ab ' * 30, 'aé1')])

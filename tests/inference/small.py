@@ -1,5 +1,6 @@
 """Models over tokenizers so small that everything about them can be counted."""
 
+import dataclasses
 import random
 
 import torch
@@ -34,3 +35,10 @@ def model(one: Tokenizer, seed: int = 0, std: float = 0.2, **fields) -> Model:
   params = transformer.init(spec.model, torch.Generator().manual_seed(seed))
   params['embedding.table'][one.end_of_text_id] = 0  # so that it is seldom the likeliest
   return Model(spec, params, one, ENGINES)
+
+
+def narrowed(model: Model, window: int) -> Model:
+  """The same model, as if it had been trained on rows of `window` tokens."""
+  stage = dataclasses.replace(model.experiment.curriculum.stages[-1], seq_len=window, step_share_start=0.0)
+  curriculum = dataclasses.replace(model.experiment.curriculum, stages=(stage,))
+  return dataclasses.replace(model, experiment=dataclasses.replace(model.experiment, curriculum=curriculum))
