@@ -78,6 +78,23 @@ def test_entries_are_the_bytes_of_each_token(trained, text):
   assert [len(entry) for entry in trained.entries] == trained.token_bytes.tolist()
 
 
+@given(st.text(max_size=40), st.integers(0, 160))
+@settings(max_examples=200, deadline=None)
+def test_texts_that_break_off_inside_a_character_are_encoded(trained, text, n):
+  data = text.encode()[:n]
+  (ids,) = trained.encode_beginnings([data])
+  assert b''.join(trained.entries[i] for i in ids) == data
+  if data == data.decode('utf-8', 'ignore').encode():
+    assert ids == trained.encode_batch([data.decode()])[0].tolist()
+
+
+def test_a_character_that_is_cut_counts_as_a_letter():
+  entries = {'1': 0, 'Ã': 1, '©': 2, '1Ã': 3}
+  digits_apart = tokenizer.build(entries, [('1', 'Ã')], tokenizer.superword_splits(), SPECIAL)
+  assert digits_apart.encode_beginnings([b'1\xc3', b'1\xc3\xa9', b'\xc3']) == [[0, 1], [0, 1, 2], [1]]
+  assert digits_apart.encode_beginnings([b'\xa9', b'\xc3\xc3', b'1\xc31', b'']) == [None, None, None, []]
+
+
 def test_tokenizers_and_transformers_load_the_files_unchanged(trained, folder, prose):
   transformers = pytest.importorskip('transformers')
   texts = [text for text in TEXTS if '<|' not in text] + prose[:50]
