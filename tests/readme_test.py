@@ -38,8 +38,9 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.doctor --config=experiments/quickstart\.py', 'run', [*TOY, '--steps=2']),
   (r'python -m yxanul\.tools\.doctor --config=experiments/ultra\.py', 'parsed', []),  # steps of ultra
   (r'python -m yxanul\.tools\.(prepare|tokenizer) ', 'run', TOY_ULTRA),
-  (r'python -m yxanul\.tools\.(evaluate|generate) ', 'run', []),
+  (r'python -m yxanul\.tools\.(evaluate|generate|export) ', 'run', []),
   (r'python -m yxanul\.tools\.(bench|ablate|compare) ', 'parsed', []),  # a GPU
+  (r'torchrun ', 'parsed', []),  # GPUs
   (r'python -m pytest$', 'shell', []),  # this suite
   (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
   (r'python third_party/nvidia_pins\.py ', 'shell', []),  # NVIDIA's image
@@ -93,7 +94,12 @@ if any(argument.startswith('--config=') for argument in sys.argv):
 
 
 def parse(words: list[str], folder: Path) -> None:
-  """`python -m MODULE FLAGS`: the module's own flags take them, and the experiment they name is valid."""
+  """`python -m MODULE FLAGS`, torchrun before it or not: the module's own flags take them, their experiment is valid."""
+  if words[0] == 'torchrun':
+    from torch.distributed.run import get_args_parser
+
+    launch = get_args_parser().parse_args(words[1:])
+    words = ['python', '-m', launch.training_script, *launch.training_script_args]
   assert words[:2] == ['python', '-m'], words
   done = execute([sys.executable, '-c', PARSE, *words[2:]], folder)
   assert done.returncode == 0, done.stderr
@@ -122,6 +128,16 @@ def test_readme(command, clone):
     assert done.returncode == 0, done.stderr
     if 'python -m yxanul' in command:
       parse(words[words.index('python') :], clone)
+
+
+def test_the_python_that_readme_shows_runs(clone):
+  """On what the commands above left: the exported model, in transformers alone."""
+  if not (clone / 'exported').exists():
+    pytest.skip('needs the folder that the export command writes, run together with it')
+  for block in re.findall(r'^```python\n(.*?)^```', README, re.MULTILINE | re.DOTALL):
+    done = execute([sys.executable, '-c', block], clone)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('A class definition')
 
 
 def test_the_files_and_extras_that_readme_names_exist():
