@@ -16,7 +16,7 @@ import torch
 Row = dict[str, Any]
 Step = Callable[[], object]  # the kernel, forward and backward, once
 
-_SECONDS, _LEAST, _MOST = 0.4, 5, 31  # of one timing: how long it should take, and how often the step runs
+_SECONDS, _LEAST, _MOST = 0.25, 5, 31  # of one timing: how long it should take, and how often the step runs
 
 
 class Work(NamedTuple):
