@@ -71,7 +71,11 @@ def detect() -> Capabilities:
       lines = str(error).strip().splitlines()
       missing.append((library, f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__))
   # Only now: asking for cuDNN's version loads torch's copy, and Transformer Engine, which loads the system's, then fails.
-  versions += [('cuda', str(torch.version.cuda)), ('cudnn', str(torch.backends.cudnn.version()))]
+  versions.append(('cuda', str(torch.version.cuda)))
+  try:
+    versions.append(('cudnn', str(torch.backends.cudnn.version())))
+  except RuntimeError as error:  # torch refuses a copy older than it was built with; its attention runs all the same
+    missing.append(('cudnn', str(error).split('.  ')[0].splitlines()[0]))
   properties = torch.cuda.get_device_properties(torch.cuda.current_device())
   return Capabilities(
     device='cuda',
