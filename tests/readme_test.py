@@ -58,9 +58,7 @@ def commands() -> list[str]:
 
 
 def how(command: str) -> tuple[str, list[str]]:
-  found = next(((kind, more) for pattern, kind, more in HOW if re.match(pattern, command)), None)
-  assert found, f'README has a command that HOW does not know: {command}'
-  return found
+  return next(((kind, more) for pattern, kind, more in HOW if re.match(pattern, command)), ('unknown', []))
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +113,7 @@ def extras(words: list[str]) -> None:
 @pytest.mark.parametrize('command', commands(), ids=lambda command: f'{how(command)[0]}: {command[:90]}')
 def test_readme(command, clone):
   kind, more = how(command)
+  assert kind != 'unknown', f'HOW does not say how to test {command}'
   words = shlex.split(command)
   if kind == 'run':
     done = execute([sys.executable, *words[1:], *more], clone)
