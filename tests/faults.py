@@ -321,12 +321,14 @@ def kill_saves(rng: random.Random, world: World) -> None:
   process = _context().Process(target=_saver, args=(folder, theirs))
   process.start()
   theirs.close()
-  sound, step = ours.recv()
-  assert sound, f'the checkpoint of step {step} is not what was saved'
-  assert step >= last, f'step {last} was on disk, and {step} came back'
-  last = ours.recv()
-  time.sleep(rng.random() * 0.2)
-  process.kill()
+  try:
+    sound, step = ours.recv()
+    assert sound, f'the checkpoint of step {step} is not what was saved'
+    assert step >= last, f'step {last} was on disk, and {step} came back'
+    last = ours.recv()
+    time.sleep(rng.random() * 0.2)
+  finally:
+    process.kill()
   with contextlib.suppress(EOFError):
     while True:
       last = ours.recv()
@@ -446,6 +448,7 @@ def _bad_disk(below: str, spoil: Callable, spoil_arguments: tuple, mend: Callabl
       assert 'cannot save the checkpoint of step' in output, output
       assert f'{reason}; the checkpoint of step' in output, output
       assert 'saving works again' in output, output
+      assert 'Traceback' not in output, output
       assert tiny.same_arrays(workdir, world.whole)
       assert tiny.metrics(workdir) == tiny.metrics(world.whole)
       # And never mended before the end: the status tells, and once there is room the same command finishes.

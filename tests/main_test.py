@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -229,13 +230,39 @@ def test_listing_is_instant_and_imports_no_torch():
     'except SystemExit as stop:\n  assert not stop.code, stop.code\n'
     'assert "torch" not in sys.modules'
   )
-  import subprocess
-
   done = subprocess.run([sys.executable, '-c', code], cwd=tiny.REPOSITORY, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   rows = json.loads(done.stdout)
   assert {'name', 'summary', 'parameters', 'tokens', 'hardware', 'path'} == rows[0].keys()
   assert any(row['name'] == 'ultra' and row['parameters'] == 196_398_464 for row in rows)
+
+
+def test_listing_may_be_cut_short():
+  done = subprocess.run(
+    f'{sys.executable} -m yxanul.main --list | head -n 1; exit ${{PIPESTATUS[0]}}',
+    shell=True,
+    executable='/bin/bash',
+    cwd=tiny.REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout.startswith('experiment')
+
+
+def test_config_stands_before_anything_is_prepared(tmp_path):
+  """A run that was stopped while preparing is not taken up by another configuration."""
+  workdir = tmp_path / 'run'
+  process = tiny.main(f'--workdir={workdir}', *tiny.flags())
+  while process.poll() is None and not (workdir / 'data').exists():
+    time.sleep(0.002)
+  process.kill()
+  process.communicate()
+  assert json.loads((workdir / 'config.json').read_text())['model']['d_model'] == 32
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags(seed=3)))
+  assert status == 2
+  assert 'config.seed: 0 -> 3' in errors
 
 
 def test_dry_run_shows_the_rule_and_writes_nothing(tmp_path):

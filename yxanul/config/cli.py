@@ -171,7 +171,12 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
 
   def guarded(argv: list[str]) -> int | None:
     try:
-      return main(argv[1:]) if takes_arguments else main()
+      status = main(argv[1:]) if takes_arguments else main()
+      sys.stdout.flush()
+      return status
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
     except (ValueError, OSError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise

@@ -39,7 +39,12 @@ def write_report(workdir: Path) -> Path:
   run = read_run(Path(workdir))
   path = run.workdir / 'report.html'
   fresh = path.with_suffix('.html.tmp')  # a reader, or a kill, must never meet half a page
-  fresh.write_text(render(run), encoding='utf-8')
+  try:
+    html = render(run)
+  except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+    # The page reads some hundred fields of files that anything may have happened to: one answer for all of them.
+    raise ValueError(f'{workdir}: its config, log or result is not what a run writes ({error!r:.200})') from error
+  fresh.write_text(html, encoding='utf-8')
   os.replace(fresh, path)
   return path
 

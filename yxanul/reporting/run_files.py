@@ -31,14 +31,17 @@ def _read_json(path: Path) -> Any:
 
 def _read_lines(path: Path) -> list[Line]:
   """The objects of a JSONL file. A last line that a kill cut short is left out; any other broken line is an error."""
-  lines = path.read_text(encoding='utf-8').split('\n')
+  lines = path.read_bytes().split(b'\n')
   objects = []
   for number, line in enumerate(lines, start=1):
     if not line:
       continue
     try:
-      objects.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      record = json.loads(line)
+      if not isinstance(record, dict):
+        raise ValueError(f'{type(record).__name__}, wants an object')
+      objects.append(record)
+    except ValueError as error:
       if number == len(lines):
         break
       raise ValueError(f'{path}: line {number} is not readable as JSON ({error})') from None

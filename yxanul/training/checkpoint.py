@@ -7,6 +7,7 @@ flipped bits) is checked here. Nothing in a checkpoint depends on the number of 
 """
 
 import json
+import logging as standard_logging
 import os
 import re
 import shutil
@@ -95,6 +96,7 @@ def _hear_each_failure_once() -> None:
   A thread of a save that failed prints its traceback; so does every read that was under way when another read of the same
   damaged checkpoint failed and closed their event loop.
   """
+  standard_logging.getLogger('asyncio').setLevel('CRITICAL')
   before_thread, before_unraisable = threading.excepthook, sys.unraisablehook
   if getattr(before_thread, 'hears_no_orbax', False):
     return
@@ -137,7 +139,7 @@ class Checkpoints:
     command: str = '',
     tell: Callable[[str], None] = print,
   ):
-    logging.get_absl_logger().setLevel('WARNING')  # orbax tells every step of a save at INFO
+    logging.get_absl_logger().setLevel('CRITICAL')  # orbax tells every step of a save, and failures that it raises as well
     _hear_each_failure_once()
     self.folder = folder.resolve()
     self.failed = False  # the last save that ended did not succeed

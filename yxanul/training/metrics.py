@@ -73,6 +73,15 @@ def line_kind(record: dict[str, Any]) -> str:
   return 'event' if 'event' in record else 'held_out' if 'val_bpb' in record else 'training'
 
 
+def _record(line: bytes) -> dict[str, Any] | None:
+  """What a line of the log holds; None when it is none."""
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) and type(record.get('step')) is int else None
+
+
 class MetricsLog:
   """`metrics.jsonl`, one object a line. A resumed run drops what was logged after the step it goes on from.
 
@@ -82,17 +91,19 @@ class MetricsLog:
   def __init__(self, path: Path, after_step: int, tell: Callable[[str], None] = print):
     kept, written = [], set()
     if path.exists():
-      for line in path.read_text().splitlines():
-        try:
-          record = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill cut short
+      lines = path.read_bytes().splitlines()
+      for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if record is None:
+          if number < len(lines):  # else a kill cut it short
+            tell(f'{path}: line {number} cannot be read; it and the {len(lines) - number} after it are dropped')
           break
         written.add((record['step'], line_kind(record)))
         if record['step'] <= after_step:
           kept.append(line)
     # Written beside and renamed: a kill here must not lose the lines that stay.
     fresh = path.with_suffix('.jsonl.tmp')
-    fresh.write_text(''.join(line + '\n' for line in kept))
+    fresh.write_bytes(b''.join(line + b'\n' for line in kept))
     os.replace(fresh, path)
     self._file = path.open('ab', buffering=0)  # a buffer would hide what a full disk did not take
     self._size = self._file.tell()  # of the lines that are whole
