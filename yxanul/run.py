@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yxanul.config.convert import deciding, differing_fields, to_dict
+from yxanul.config.convert import deciding, differing_fields, listed, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec, PrecisionSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -291,7 +291,7 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
       raise ValueError(f'{path}: got {type(before).__name__}, wants the configuration of a run')
     differing = differing_fields(deciding(before), deciding(to_dict(spec)))
     if differing:
-      raise ValueError(f'--workdir={workdir}: holds a run of another configuration; config.{"; config.".join(differing)}')
+      raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
   elif workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir}: is not a folder')
   existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())

@@ -125,3 +125,9 @@ def deciding(config: Any) -> Any:
 def differing_fields(a: Any, b: Any) -> list[str]:
   """Names of the fields, with both values, in which two nested dicts differ: 'model.d_model: 768 -> 512'."""
   return [f'{field}: {x!r} -> {y!r}' for field, x, y in differences(a, b)]
+
+
+def listed(differing: list[str], prefix: str = 'config.') -> str:
+  """Differing fields in one line that can be read."""
+  more = f'; and {len(differing) - 8} more' if len(differing) > 8 else ''
+  return '; '.join(f'{prefix}{line:.120}' for line in differing[:8]) + more

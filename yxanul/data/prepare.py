@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from yxanul.config.convert import differing_fields, to_dict
+from yxanul.config.convert import differing_fields, listed, to_dict
 from yxanul.config.spec import DataSpec
 from yxanul.data import prepare_encode, prepare_near, prepare_select, shards, sources, sources_hub, superbpe
 from yxanul.data import tokenizer as tokenizers
@@ -126,7 +126,7 @@ def _saved(spec: DataSpec, directory: Path) -> dict[str, Any] | None:
   if not _is_saved(saved):
     raise ValueError(f'{path}: not what prepare writes; {_ANEW}')
   if differing := differing_fields(saved['settings'], _settings(spec)):
-    raise ValueError(f'{directory}: prepared with other settings ({"; ".join(f"data.{line}" for line in differing)})')
+    raise ValueError(f'{directory}: prepared with other settings ({listed(differing, "data.")})')
   return saved
 
 

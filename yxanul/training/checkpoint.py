@@ -30,7 +30,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSeconds, LatestN
 
-from yxanul.config.convert import deciding, differing_fields
+from yxanul.config.convert import deciding, differing_fields, listed
 from yxanul.training.copy_command import CopyCommand
 from yxanul.training.state import TrainState, flatten
 
@@ -233,7 +233,7 @@ class Checkpoints:
     _check({}, host)
     if self._config is not None and (differing := differing_fields(deciding(host['config']), deciding(self._config))):
       raise _OtherConfiguration(
-        f'{self.folder}: the checkpoint of step {step} is of another configuration; config.{"; config.".join(differing)}'
+        f'{self.folder}: the checkpoint of step {step} is of another configuration; {listed(differing)}'
       )
     arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     wanted = flatten(state)
