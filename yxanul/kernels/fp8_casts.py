@@ -231,7 +231,8 @@ def _dswiglu(dy_ptr, h_ptr, rows, columns, m, k, NATIVE: tl.constexpr):
   gate = _read(h_ptr, rows, columns, m, k, 2 * k)
   up = _read(h_ptr + k, rows, columns, m, k, 2 * k)
   sigmoid = _sigmoid(gate, NATIVE)
-  return dy * up * sigmoid * (1 + gate * (1 - sigmoid)), dy * gate * sigmoid
+  shared = dy * sigmoid
+  return shared * up * (1 + gate * (1 - sigmoid)), shared * gate
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 from yxanul.kernels.fp8_casts import Output, largest, write
 from yxanul.kernels.fp8_formats import BACKWARD, Matrix
 
-TILE = (64, 4)  # tokens of a program, warps
+TILE = (64, 4, 1)  # tokens of a program, warps, heads on their way at once
 
 
 def turn_back_cast(
@@ -24,12 +24,13 @@ def turn_back_cast(
   n_rows, length, n_heads, head_dim = dq_BTHC.shape
   n_kv_heads, n_tokens = dk_BTKC.shape[2], n_rows * length
   out = Output(n_tokens, (n_heads + 2 * n_kv_heads) * head_dim, BACKWARD, True, True, dq_BTHC.device)
-  rows, warps = TILE
+  rows, warps, stages = TILE
   half, flags = head_dim // 2, {name: out.flags[name] for name in ('LARGEST', 'NATIVE')}
   _turn_back_cast_kernel[(triton.cdiv(n_tokens, rows),)](
     dq_BTHC.contiguous(), dk_BTKC.contiguous(), dv_BTKC.contiguous(), cos_TC2, sin_TC2, scale_1, amax_1, out.scale_inv, out.row,
     out.words, n_tokens, length,
-    BM=rows, HEADS=n_heads, KV_HEADS=n_kv_heads, HALF=half, WIDTH=triton.next_power_of_2(half), num_warps=warps, **flags,
+    BM=rows, HEADS=n_heads, KV_HEADS=n_kv_heads, HALF=half, WIDTH=triton.next_power_of_2(half),
+    STAGES=stages, num_warps=warps, **flags,
   )  # fmt: skip
   return out.matrices()
 
@@ -38,7 +39,7 @@ def turn_back_cast(
 def _turn_back_cast_kernel(
   dq_ptr, dk_ptr, dv_ptr, cos_ptr, sin_ptr, scale_ptr, amax_ptr, scale_inv_ptr, row_ptr, column_ptr, m, length,
   BM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
-  LARGEST: tl.constexpr, NATIVE: tl.constexpr,
+  LARGEST: tl.constexpr, NATIVE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
   if tl.program_id(0) == 0:
     tl.store(scale_inv_ptr, 1.0 / tl.load(scale_ptr))
@@ -52,13 +53,17 @@ def _turn_back_cast_kernel(
   )
   top = tl.zeros([BM // 4, WIDTH], tl.float32)
   WHOLE: tl.constexpr = (HEADS + 2 * KV_HEADS) * 2 * HALF
-  top = _heads(dq_ptr, 0, HEADS, WHOLE, True, fours, angles, m, row_ptr, column_ptr, scale, top, HALF, WIDTH, LARGEST, NATIVE)
   top = _heads(
-    dk_ptr, HEADS, KV_HEADS, WHOLE, True, fours, angles, m, row_ptr, column_ptr, scale, top, HALF, WIDTH, LARGEST, NATIVE
+    dq_ptr, 0, HEADS, WHOLE, True, fours, angles, m, row_ptr, column_ptr, scale, top,
+    HALF, WIDTH, LARGEST, NATIVE, STAGES,
   )  # fmt: skip
   top = _heads(
-    dv_ptr, HEADS + KV_HEADS, KV_HEADS, WHOLE, False, fours, angles, m, row_ptr, column_ptr, scale, top, HALF, WIDTH, LARGEST,
-    NATIVE,
+    dk_ptr, HEADS, KV_HEADS, WHOLE, True, fours, angles, m, row_ptr, column_ptr, scale, top,
+    HALF, WIDTH, LARGEST, NATIVE, STAGES,
+  )  # fmt: skip
+  top = _heads(
+    dv_ptr, HEADS + KV_HEADS, KV_HEADS, WHOLE, False, fours, angles, m, row_ptr, column_ptr, scale, top,
+    HALF, WIDTH, LARGEST, NATIVE, STAGES,
   )  # fmt: skip
   tl.atomic_max(amax_ptr, tl.max(top))
 
@@ -67,9 +72,10 @@ def _turn_back_cast_kernel(
 def _heads(
   ptr, FIRST: tl.constexpr, HEADS: tl.constexpr, WHOLE: tl.constexpr, TURNED: tl.constexpr, fours, angles, m, row_ptr,
   column_ptr, scale, top, HALF: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr, NATIVE: tl.constexpr,
+  STAGES: tl.constexpr,
 ):  # fmt: skip
   """The heads of one gradient, which are those from FIRST on of the whole."""
-  for head in range(HEADS):
+  for head in tl.range(HEADS, num_stages=STAGES):
     a_0, b_0 = _halves(ptr, 4 * fours, head, HEADS, m, angles[0], TURNED, HALF, WIDTH)
     a_1, b_1 = _halves(ptr, 4 * fours + 1, head, HEADS, m, angles[1], TURNED, HALF, WIDTH)
     a_2, b_2 = _halves(ptr, 4 * fours + 2, head, HEADS, m, angles[2], TURNED, HALF, WIDTH)
