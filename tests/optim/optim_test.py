@@ -49,6 +49,10 @@ TABLE = {
   'clip + adamw': (lambda: chain(clip_by_global_norm(), plain_adamw()), tuple(SHAPES)),
   'as configured': (lambda: build(SPEC, MODEL), tuple(SHAPES)),
   'muon and adamw, as configured': (lambda: build(dataclasses.replace(SPEC, groups=MUON_GROUPS), MODEL), tuple(SHAPES)),
+  'all of muon, as configured': (
+    lambda: build(dataclasses.replace(SPEC, groups=MUON_GROUPS, muon=MuonSpec(row_normalization=True)), MODEL),
+    tuple(SHAPES),
+  ),
 }
 OPTIMIZERS = pytest.mark.parametrize(('make', 'names'), TABLE.values(), ids=TABLE.keys())
 CHAINS = pytest.mark.parametrize(
@@ -244,6 +248,20 @@ def test_muons_first_update_in_closed_form(polynomial):
       expected.append(0.2 * math.sqrt(max(g.shape[1:])) * left @ torch.diag_embed(s) @ right)
     expected = -LR * (torch.cat(expected, 1) + DECAY * params[name].double())
     assert (updates[name] - expected).norm() < 0.03 * expected.norm(), name
+
+
+@pytest.mark.parametrize('nesterov', [True, False])
+def test_muon_follows_its_momentum(nesterov):
+  name = 'blocks.down.weight'
+  optimizer, params = plain_muon(nesterov=nesterov), {name: torch.zeros(SHAPES[name])}
+  state, momentum = optimizer.init(params), torch.zeros(SHAPES[name])
+  for seed in (1, 2, 3):
+    g = tree(seed, [name])[name]
+    momentum = 0.95 * momentum + 0.05 * g
+    updates, state = optimizer.update({name: g.clone()}, state, params, hyper({name: g}))
+  ahead = 0.05 * g + 0.95 * momentum if nesterov else momentum
+  expected = -LR * 0.2 * math.sqrt(max(g.shape[1:])) * orthogonalize(ahead, [QUINTIC] * 5).float()
+  assert (updates[name] - expected).norm() < 0.01 * expected.norm()
 
 
 def test_muon_takes_packed_linears_apart():
