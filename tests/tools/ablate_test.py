@@ -12,6 +12,7 @@ import pytest
 from tests import tiny
 from tests.study.toy import write_family
 
+OVERRIDES = ('--config.model.n_layers=1', '--config.data.tokenizer.sample_bytes=200_000')
 NAMES = ('baseline_gpt2', 'ultra')
 
 
@@ -34,7 +35,7 @@ def command(tmp_path_factory):
     f'--config={experiment}',
     f'--workdir={folder / "runs"}',
     '--seconds=0.4',
-    '--config.model.n_layers=1',
+    *OVERRIDES,
   )
 
 
@@ -80,6 +81,8 @@ def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached
     speed = json.loads((workdir / 'speeds' / f'{name}.json').read_text())
     assert config['curriculum']['budget_tokens'] == round(0.4 * speed['tokens_per_second'])
     assert config['model']['n_layers'] == 1
+    # The tokenizer's fields are for those who share the experiment's.
+    assert (config['data']['tokenizer']['sample_bytes'] == 200_000) is (name == 'ultra')
     assert (config['data']['source'], config['evaluation']['max_bytes']) == ('python-docs', 8000)
     assert config['data']['directory'] == str(
       workdir / 'data' / ('trained-511-511' if name == 'baseline_gpt2' else 'trained-511-400')

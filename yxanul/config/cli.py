@@ -111,6 +111,8 @@ def spec_of_variant(key: str, value: str) -> ExperimentSpec:
 def spec_beside(experiment: str) -> ExperimentSpec:
   """Another experiment, 'PATH' or 'PATH:variant', under the same flags: the variant's keys that it knows, and every override.
 
+  Overrides of the tokenizer are for the experiments that have the same one: the others keep their own.
+
   Raises:
     ValueError: the experiment does not exist or does not take an override; one line that names it.
   """
@@ -119,7 +121,10 @@ def spec_beside(experiment: str) -> ExperimentSpec:
   _, _, arg = flags.FLAGS['config'].config_filename.partition(':')
   items = [item for item in arg.split(',') if item and _knows(path, item)]
   config = registry.load(f'{path}:{",".join([*items, *filter(None, own.split(","))])}')
+  keeps_tokenizer = config.data.tokenizer != registry.load(flags.FLAGS['config'].config_filename).data.tokenizer
   for field, value in flags.FLAGS['config'].override_values.items():
+    if keeps_tokenizer and field.startswith(('data.tokenizer', 'model.vocab_size')):
+      continue
     try:
       _check_field(config, field)
     except ValueError as error:

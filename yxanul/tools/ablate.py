@@ -4,7 +4,9 @@ Command: python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,so
 Runs the baseline, the baseline with each saving alone, the experiment, the experiment with each saving off, and two strong
 baselines, each for `--seconds` of training and annealed to its own end, on the same text. What is finished is skipped and what
 was stopped goes on, so the same command may be given as often as it takes; tables and page are written anew after every run.
-Another `--seconds` in the same workdir adds a budget to the trend. The variant and every --config.FIELD=VALUE go to all runs.
+Another `--seconds` in the same workdir adds a budget to the trend. The variant and every --config.FIELD=VALUE go to all runs
+(but the tokenizer's fields, to those with the experiment's tokenizer); so it is data.source, evaluation.max_bytes and the like
+that belong here. Text is prepared once for each tokenizer, in a folder with its name inside data.directory or WORKDIR/data.
 """
 
 import difflib
@@ -50,18 +52,20 @@ def main() -> int | None:
   if not _SECONDS.value or _SECONDS.value < 0:
     raise ValueError(f'--seconds: got {_SECONDS.value}, wants the seconds of training of every run, such as --seconds=120')
   only = _only(experiment.parent) if _ONLY.value else None
-  # What needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
+  from yxanul.study import ablation
+
+  workdir, stem, specs = Path(_WORKDIR.value), experiment.stem, {}
+  for name in only or ablation.family(experiment):
+    file, _, variant = name.partition(':')
+    specs[name] = cli.spec_beside(f'{experiment.with_name(file)}.py:{variant}')
+  # What needs torch is imported now: it takes seconds, and no mistake in a flag should wait for it.
   from yxanul.reporting import ablation_page, tables
-  from yxanul.study import ablation, ablation_run, members
+  from yxanul.study import ablation_run, members
   from yxanul.study.apart import listening
   from yxanul.training.stop import Stopped
 
-  workdir, stem = Path(_WORKDIR.value), experiment.stem
-  chosen = [members.Member(stem, spec)]  # first: its text is everybody's
-  for name in only or ablation.family(experiment):
-    file, _, variant = name.partition(':')
-    chosen.append(members.Member(name, cli.spec_beside(f'{experiment.with_name(file)}.py:{variant}')))
-  chosen = members.on_one_text(chosen, workdir / 'data')[1:]
+  everybody = [members.Member(name, its) for name, its in [(stem, spec), *specs.items()]]  # the first one's text is everybody's
+  chosen = members.on_one_text(everybody, workdir / 'data')[1:]
   workdir.mkdir(parents=True, exist_ok=True)
   envelope = {
     'what': 'ablate',
