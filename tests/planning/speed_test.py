@@ -58,7 +58,7 @@ def test_muon_keeps_one_moment_and_orthogonalizes_every_step():
 
 def test_bytes_of_the_casts_counted_by_hand():
   stage = ULTRA.curriculum.stages[-1]
-  forward = 4 * 768 + 4 * 768 + 4 * 768 + 2 * 4096 + 2 * 2048
+  forward = 2 * (3 * 2 + 2) * 768 + 4 * 768 + 2 * 4096 + 2 * 2048
   backward = 4 * 1024 + 4 * 768 + (2 * 2048 + 2 * 4096 + 2 * 4096) + 4 * 768
   weights = 28 * 6_094_848
   expected = stage.tokens_per_step * 28 * (forward + backward) + 4 * 6 * weights
@@ -127,11 +127,22 @@ def test_rows_take_the_attention_that_was_benched_from_the_nearest_shorter_lengt
 
 def test_the_fit_that_ships_meets_its_record_within_a_tenth_at_every_stage():
   fit = speed.fitted()
-  bench = json.loads((tiny.REPOSITORY / fit['record'] / 'record.json').read_text())
-  stages = {stage.seq_len: stage for stage in ULTRA.curriculum.stages}
-  for row in bench['stages']:
-    seconds = speed.step_seconds(ULTRA, stages[row['seq_len']], row['pieces'], H200, speed.format_fit(fit, bench['precision']))
-    assert 1e3 * sum(seconds.values()) == pytest.approx(row['ms'], rel=0.1), row['seq_len']
+  bench = json.loads((tiny.REPOSITORY / fit['record']).read_text())
+  for run in (bench, bench['against']):
+    spec = experiment('ultra.py:gpu=h200,batch=0.25')
+    spec = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul=run['precision']))
+    for row, stage in zip(run['stages'], spec.curriculum.stages, strict=True):
+      seconds = speed.step_seconds(spec, stage, row['pieces'], H200, speed.format_fit(fit, run['precision']))
+      assert 1e3 * sum(seconds.values()) == pytest.approx(row['ms'], rel=0.1), (run['precision'], row['seq_len'])
+
+
+def test_memory_is_within_8_percent_of_the_recorded_peaks():
+  bench = json.loads((tiny.REPOSITORY / speed.fitted()['record']).read_text())
+  for run in (bench, bench['against']):
+    spec = experiment('ultra.py:gpu=h200,batch=0.25')
+    spec = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul=run['precision']))
+    for row, stage in zip(run['stages'], spec.curriculum.stages, strict=True):
+      assert memory.step_bytes(spec, stage, row['pieces']) == pytest.approx(row['peak_bytes'], rel=0.08), row['seq_len']
 
 
 @pytest.mark.parametrize(

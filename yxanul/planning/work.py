@@ -5,12 +5,13 @@ of the peak that it achieves. Only recomputed blocks (`training.recompute`) coun
 
 Bytes are those of the fused kernels, each tensor once in and once out. Per token and block (a: bytes of an activation):
 
-| part        | kernels                                                                                              |
-|-------------|------------------------------------------------------------------------------------------------------|
-| casts       | whatever writes FP8, both the matrix and its transpose: norm, attention's output, SwiGLU; the four gradients |
-| attention   | the packed projection and its gradient, the output and its gradient                                    |
-| elementwise | the norms' backward passes, residual additions, rotations where attention's kernel does not rotate;      |
-|             | without FP8 also the norms' and the activation's forward passes and the activation's backward pass     |
+| part        | kernels                                                                                            |
+|-------------|----------------------------------------------------------------------------------------------------|
+| casts       | whatever writes FP8, both the matrix and its transpose: residual addition and norm in one,           |
+|             | attention's output, SwiGLU; the four gradients                                                       |
+| attention   | the packed projection and its gradient, the output and its gradient                                  |
+| elementwise | the norms' backward passes, rotations where attention's kernel does not rotate;                       |
+|             | without FP8 also the norms' and the activation's forward passes and the activation's backward pass   |
 
 Once a part of the batch: the weights' copies are made, and gradients summed; once a step, AdamW, or Muon, whose products count
 as linears.
@@ -112,9 +113,9 @@ def _cast_bytes(spec: ExperimentSpec, fp8: set[str], a: int) -> tuple[int, int]:
   model = spec.model
   d = model.d_model
   forward = {
-    'qkv': (a + 2) * d,
+    'qkv': (3 * a + 2) * d,  # the stream and what is added to it in, their sum and its cast out
     'attention_out': (a + 2) * model.d_query,
-    'up': (a + 2) * d,
+    'up': (3 * a + 2) * d,
     'down': a * model.d_up + 2 * model.d_hidden,
   }
   backward = {
@@ -130,14 +131,13 @@ def _elementwise_bytes(spec: ExperimentSpec, fp8: set[str], a: int, rotates: boo
   """Bytes of the other elementwise kernels, per token and block: forward, backward."""
   model = spec.model
   d = model.d_model
-  forward = 2 * 3 * a * d  # residual additions
+  forward = sum(4 * a * d for name in ('qkv', 'up') if name not in fp8)  # norms, residual additions within
   backward = 2 * 4 * a * d  # norms: gradient, input and residual in, gradient out
-  forward += sum(2 * a * d for name in ('qkv', 'up') if name not in fp8)  # norms
   if 'down' not in fp8:
     forward += a * (model.d_up + model.d_hidden)
   if 'up' not in fp8:
     backward += a * (model.d_hidden + 2 * model.d_up)
-  if rotates:  # the packed projection is turned and split, its gradient turned back and gathered
+  if rotates:  # the packed projection is turned and split, its gradient turned back and gathered (by the cast, in FP8)
     forward += 2 * a * model.d_qkv
-    backward += 2 * a * model.d_qkv
+    backward += 0 if 'qkv' in fp8 else 2 * a * model.d_qkv
   return forward, backward
