@@ -8,32 +8,21 @@ import torch
 
 from tests import tiny
 from yxanul import run
+from yxanul.reporting.display import Display
 from yxanul.training.gauge import GpuGauge
 
 
-class Recorder:
-  """Stands where the display does."""
+class Recorder(Display):
+  """Keeps what a display is told of the outlook."""
 
-  is_live = False
-
-  def __init__(self, *_):
+  def __init__(self, *arguments):
+    super().__init__(*arguments, log=lambda line: None)
     self.seen = []
     Recorder.last = self
 
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
-  def message(self, text):
-    pass
-
-  def evaluation(self, metrics):
-    pass
-
-  def update(self, metrics, outlook):
+  def update(self, metrics, outlook=None):
     self.seen.append((metrics['tokens'], outlook))
+    super().update(metrics, outlook)
 
 
 def test_evaluations_come_when_they_were_said_to(tmp_path, monkeypatch):
