@@ -82,14 +82,15 @@ def test_our_own_kernels_are_known():
   losses = [name for module in ('vocab_loss_triton', 'vocab_loss_hopper') for name in jit_kernels(module)]
   assert len(losses) == 4
   assert {part_of(name) for name in losses} == {'loss'}
+  assert {part_of(name) for name in jit_kernels('fp8_rope')} == {'casts'}
   casts = jit_kernels('fp8_casts')
   assert {part_of(name) for name in casts} == {'casts', 'elementwise'}
   assert [name for name in casts if part_of(name) == 'elementwise'] == ['_norm_backward_kernel']
 
 
 def test_attention_is_told_from_the_loss():
-  names = jit_kernels('attention_short_kernels')
-  assert len(names) == 4
+  names = [*jit_kernels('attention_short_kernels'), *jit_kernels('attention_rope')]
+  assert len(names) == 5
   assert {part_of(name) for name in names} == {'attention'}
 
 

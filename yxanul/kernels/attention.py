@@ -52,8 +52,9 @@ _BACKENDS = {
   'sdpa': _PLAIN,
   'math': [SDPBackend.MATH],
 }
-# Over shorter rows cuDNN (9, torch 2.11, one H200), replayed in a CUDA graph, read memory that was not its own or never ended.
-CUDNN_SHORTEST = 64
+# Over short rows cuDNN (9.14 under torch 2.11, one H200), replayed in a CUDA graph, never ended (length 8, 16,384 rows) or read
+# memory that was not its own (a tiny model, lengths 8 to 192); up to 256 the short kernel is the faster anyway.
+CUDNN_SHORTEST = 512
 _TRIAL_TOKENS = 131_072
 
 

@@ -16,7 +16,7 @@ import torch
 # (attention by cutlass, products of FP8), so the order is from special to general.
 RULES = (
   ('loss', r'^_forward_kernel|^_table_gradient_kernel|^_chunkedloss|logsumexp|nll_loss|cunn_softmax|cross_entropy'),
-  ('attention', r'sdpa|fmha|flash|attention|attn|scaled_dot_product|dot_do_o|convert_dq|softmax_warp'),
+  ('attention', r'^_rotate_kernel|sdpa|fmha|flash|attention|attn|scaled_dot_product|dot_do_o|convert_dq|softmax_warp'),
   ('linears', r'gemm|gemv|nvjet|cublas|cutlass|split_?k|^triton_tem.*mm|^aten::(add|b|_scaled_)?mm$'),
   # With the norms and activations that are fused into them: a kernel that writes FP8 is a cast.
   ('casts', r'_cast_kernel|cast_transpose|cast_fp8|quantize|transpose_(optimized|general)|fp8|float8|amax_kernel'),
