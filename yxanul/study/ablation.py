@@ -1,8 +1,8 @@
 """What each saving gives, alone and in the stack: which runs say so, and what they said.
 
 The family lies in one folder and is named by one rule: `baseline_gpt2`; `baseline_SAVING`, one saving alone; the experiment in
-question (`ultra`); `ultra_no_SAVING`, one taken off; and strong baselines. A factor is the ratio of two runs' seconds to equal
-quality (`pairs.compare`), of each seed; over seeds it is the geometric mean.
+question (`ultra`); `ultra_no_SAVING`, one taken off; strong baselines; and parts of the model over the baseline. A factor is
+the ratio of two runs' seconds to equal quality (`pairs.compare`), of each seed; over seeds it is the geometric mean.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ Runs = Mapping[str, Mapping[int, RunFiles]]  # by name and seed
 
 BASELINE = 'baseline_gpt2'
 STRONG = ('strong_gpt2', 'strong_ultra')
+PARTS = ('part_rmsnorm_swiglu', 'part_gqa')  # claims about parts of the model; see `parts`
 CLAIMS = dict(zip(('superbpe', 'fp8', 'curriculum', 'fused', 'batch'), GAINS, strict=True))
 CLAIMED_TOTAL = 15.0
 _SECONDS_TOLERANCE = 0.05  # between the seconds that were meant and those that a run took
@@ -31,7 +32,7 @@ def family(experiment: Path) -> list[str]:
   """The names of the runs, in the order in which they are worth having; those whose file is not there are left out."""
   stem = experiment.stem
   names = [BASELINE, stem, *STRONG]
-  names += [f'baseline_{saving}' for saving in CLAIMS] + [f'{stem}_no_{saving}' for saving in CLAIMS]
+  names += [f'baseline_{saving}' for saving in CLAIMS] + [f'{stem}_no_{saving}' for saving in CLAIMS] + [*PARTS]
   return [name for name in names if (experiment.parent / f'{name}.py').is_file()]
 
 

@@ -17,9 +17,9 @@ from yxanul.config.spec import ExperimentSpec
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.kernels.attention import attention
 from yxanul.kernels.capabilities import choose_engines, detect
-from yxanul.study.ablation import BASELINE, Row, Runs, factor
+from yxanul.study.ablation import BASELINE, PARTS, Row, Runs, factor
 
-NORM_AND_MLP, GROUPED = 'part_rmsnorm_swiglu', 'part_gqa'
+NORM_AND_MLP, GROUPED = PARTS
 _TRIALS = 7
 
 

@@ -1,12 +1,13 @@
 """Measures what each saving gives, alone and in the stack, on this device.
 
 Command: python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,source=PATH --seconds=120 --workdir=runs/ablate
-Runs the baseline, the baseline with each saving alone, the experiment, the experiment with each saving off, and two strong
-baselines, each for `--seconds` of training and annealed to its own end, on the same text. What is finished is skipped and what
-was stopped goes on, so the same command may be given as often as it takes; tables and page are written anew after every run.
-Another `--seconds` in the same workdir adds a budget to the trend. The variant and every --config.FIELD=VALUE go to all runs
-(but the tokenizer's fields, to those with the experiment's tokenizer); so it is data.source, evaluation.max_bytes and the like
-that belong here. Text is prepared once for each tokenizer, in a folder with its name inside data.directory or WORKDIR/data.
+Runs the baseline, the baseline with each saving alone, the experiment, the experiment with each saving off, two strong
+baselines, and the baseline with parts of the model that claims are about; each for `--seconds` of training, annealed to its
+own end, on the same text. What is finished is skipped and what was stopped goes on, so the same command may be given as often
+as it takes; tables and page are written anew after every run. Another `--seconds` in the same workdir adds a budget to the
+trend. The variant and every --config.FIELD=VALUE go to all runs (but the tokenizer's fields, to those with the experiment's
+tokenizer); so it is data.source, evaluation.max_bytes and the like that belong here. Text is prepared once for each tokenizer,
+in a folder with its name inside data.directory or WORKDIR/data.
 """
 
 import difflib

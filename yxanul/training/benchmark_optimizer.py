@@ -1,18 +1,21 @@
 """Norm, clip and update of every parameter: the step's own optimizer, and the fused AdamW of torch and Transformer Engine.
 
 The floor is bytes in FP32: the gradients once for their norm; then gradients, parameters and both moments in, parameters and
-moments out. 32 bytes a parameter.
+moments out. 32 bytes a parameter. `ours_muon` is the step with Muon for the block matrices: 24 bytes of each of their
+parameters, and the products of Newton-Schulz, which the floor does not count.
 """
 
+import dataclasses
 import functools
 
 import torch
 from torch import Tensor
 
 from yxanul.config.model_spec import ModelSpec
+from yxanul.config.spec import OptimizerSpec
 from yxanul.kernels.bench.measure import Case, Step, Subject, Work
-from yxanul.optim.adamw import adamw
-from yxanul.optim.transform import Hyper, apply_updates, chain, clip_by_global_norm, global_norm
+from yxanul.optim.build import build
+from yxanul.optim.transform import Hyper, apply_updates, global_norm
 
 _BETAS, _EPS, _DECAY, _RATE, _MAX_NORM = (0.9, 0.95), 1e-8, 0.1, 1e-4, 1.0
 
@@ -20,9 +23,13 @@ _BETAS, _EPS, _DECAY, _RATE, _MAX_NORM = (0.9, 0.95), 1e-8, 0.1, 1e-4, 1.0
 def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
   """The number of tokens does not matter to an optimizer."""
   make = functools.partial
-  subjects = [Subject('ours', make(_ours, model, device))]
+  adamw = OptimizerSpec(beta1=_BETAS[0], beta2=_BETAS[1], eps=_EPS)
+  blocks, *rest = adamw.groups
+  muon = dataclasses.replace(adamw, groups=(dataclasses.replace(blocks, optimizer='muon'), *rest))
+  subjects = [Subject('ours', make(_ours, model, device, adamw))]
   if device.type == 'cuda':
     subjects += [
+      Subject('ours_muon', make(_ours, model, device, muon)),
       Subject('torch_fused', make(_torch, model, device, {'fused': True})),
       Subject('torch_foreach', make(_torch, model, device, {'foreach': True})),
       Subject('te_fused', make(_transformer_engine, model, device)),
@@ -37,10 +44,9 @@ def _draw(model: ModelSpec, device: torch.device) -> tuple[dict[str, Tensor], di
   return params, gradients
 
 
-def _ours(model: ModelSpec, device: torch.device) -> Step:
+def _ours(model: ModelSpec, device: torch.device, spec: OptimizerSpec) -> Step:
   params, gradients = _draw(model, device)
-  decay, multiplier = dict.fromkeys(params, _DECAY), dict.fromkeys(params, 1.0)
-  optimizer = chain(clip_by_global_norm(), adamw(*_BETAS, _EPS, decay, multiplier))
+  optimizer = build(spec, model)
   update = torch.compile(optimizer.update, dynamic=False) if device.type == 'cuda' else optimizer.update
   state = optimizer.init(params)
   rate, max_norm, ok = (torch.tensor(value, device=device) for value in (_RATE, _MAX_NORM, 1.0))
