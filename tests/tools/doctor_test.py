@@ -1,5 +1,6 @@
 """python -m yxanul.tools.doctor: the machine, what is missing with its line, the pre-flight and its exit status."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -88,6 +89,12 @@ def test_the_machine_and_its_engines():
   assert (engines['linears'], engines['attention'], engines['vocabulary loss']) == ('torch', 'cudnn', 'triton')
   assert engines['the step'] == 'graph'
   assert any('transformer_engine does not load' in row['why'] for row in rows if row['part'] == 'note')
+
+
+def test_everything_that_can_be_missing_has_a_line():
+  names = (*capabilities._LIBRARIES, 'cudnn')
+  card = dataclasses.replace(HOPPER, missing=tuple((name, 'broken') for name in names))
+  assert [line.split(' ')[0] for line in doctor._missing(card, CARD)] == list(names)
 
 
 def test_what_is_missing_comes_with_what_to_type():

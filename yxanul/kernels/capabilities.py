@@ -28,6 +28,8 @@ INSTALL = {
   'transformer_engine': "pip install --no-build-isolation 'transformer-engine[pytorch]>=2.9'",
   'triton': 'pip install triton',
   'flash_attn': "pip install --no-build-isolation 'flash-attn>=2.7'",
+  # The copy that came with torch in front of the system's.
+  'cudnn': "export LD_LIBRARY_PATH=$(python -c 'import nvidia.cudnn as c; print(c.__path__[0])')/lib:$LD_LIBRARY_PATH",
 }
 LINEAR_ENGINES = ('te', 'torch', 'reference', 'bf16', 'fp32')
 

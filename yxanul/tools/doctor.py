@@ -31,6 +31,7 @@ _PURPOSE = {
   'transformer_engine': 'FP8 linears with fused casts on Hopper',
   'triton': 'the vocabulary loss, attention over short rows, fused kernels',
   'flash_attn': 'attention over long rows before Hopper',
+  'cudnn': 'attention over long rows on Hopper',
 }
 
 
@@ -47,7 +48,7 @@ def _machine(capabilities: Any, card: dict[str, str] | None) -> list[Result]:
     'CUDA': versions.get('cuda', '–'),
     'cuDNN': versions.get('cudnn', '–'),
     'torch': versions['torch'],
-    **{name: versions.get(name, '–') for name in _PURPOSE},
+    **{name: versions.get(name, '–') for name in ('transformer_engine', 'triton', 'flash_attn')},
   }
   return [{'what': what, 'found': value} for what, value in found.items()]
 
