@@ -20,9 +20,9 @@ _CUDNN_LEAST = 64  # 16,384 rows of 8 tokens never came back from a captured gra
 
 
 def short_cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
-  """The floor is the bytes of qkv, out, dout and dqkv, once each."""
+  """The floor is bytes: qkv and out forward; qkv, dout and dqkv backward."""
   element = _dtype(device).itemsize
-  floor = Work(bytes=n_tokens * element * (2 * model.d_qkv + 2 * model.d_query))
+  floor = Work(bytes=n_tokens * element * (3 * model.d_qkv + 2 * model.d_query))
   return [Case(str(n), f'length {n}', _subjects('short', model, n_tokens, n, device), floor) for n in SHORT]
 
 
