@@ -191,3 +191,18 @@ def test_the_tools_do_all_of_it(trained_run, tmp_path):
   status, output, errors = run('evaluate', f'--model={trained_run}', '--json', '--stride=96')
   assert status == 0, errors
   assert json.loads(output)[-1]['source'] == 'all'
+
+
+def test_prompts_are_read_from_the_terminal(trained_run):
+  """A line is a prompt; an empty one lets the last text go on."""
+  command = [sys.executable, '-m', 'yxanul.tools.generate', f'--model={trained_run}', '--tokens=6', '--seed=5', '--temperature=1']
+  root = Path(tokenizers.__file__).parents[2]
+  done = subprocess.run(command, input='The th\n\nIf\n', capture_output=True, text=True, check=False, cwd=root)
+  assert done.returncode == 0, done.stderr
+  model, sampling = load(trained_run), Sampling(tokens=6, temperature=1.0)
+  texts, text = [], ''
+  for number, typed in enumerate(['The th', '', 'If']):
+    text = typed or text
+    text += complete(model, [text], sampling, streams(5 + number, 1))[0]
+    texts.append(text)
+  assert done.stdout == ''.join(f'{text}\n' for text in texts)
