@@ -195,7 +195,15 @@ def test_the_tools_do_all_of_it(trained_run, tmp_path):
 
 def test_prompts_are_read_from_the_terminal(trained_run):
   """A line is a prompt; an empty one lets the last text go on."""
-  command = [sys.executable, '-m', 'yxanul.tools.generate', f'--model={trained_run}', '--tokens=6', '--seed=5', '--temperature=1']
+  command = [
+    sys.executable,
+    '-m',
+    'yxanul.tools.generate',
+    f'--model={trained_run}',
+    '--tokens=6',
+    '--seed=5',
+    '--temperature=1',
+  ]
   root = Path(tokenizers.__file__).parents[2]
   done = subprocess.run(command, input='The th\n\nIf\n', capture_output=True, text=True, check=False, cwd=root)
   assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """A trained model as a folder for others, and back.
 
 Two forms. The one that `transformers` loads with no code of ours (`hugging_face`): Llama or GPT-2, embeddings multiplied out.
-And the factorized one, our own parameters as they are, three times smaller at ultra's size.
+And the factorized one, our own parameters as they are: 0.79 GB at ultra's size instead of 1.30.
 
 Round trip: the factorized form gives back every parameter bit for bit. The other one gives back every parameter of the blocks
 and norms bit for bit, and a table of full width in place of the factorized one, which is the product rounded to FP32; logits
