@@ -4,12 +4,16 @@ import difflib
 import re
 from typing import Any
 
+_SHOWN_CHARACTERS = 200  # of a wrong value
+
 
 class FieldError(ValueError):
   """A field of the configuration has a value it cannot have."""
 
   def __init__(self, field: str, got: Any, wants: str):
-    super().__init__(f'config.{field}: got {got!r}, wants {wants}')
+    shown = repr(got)
+    shown = shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + '...'
+    super().__init__(f'config.{field}: got {shown}, wants {wants}')
     self.field = field
 
 
