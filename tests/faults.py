@@ -522,6 +522,32 @@ def _bad_steps(first: int, factor: float, lasting: bool) -> None:
   StepCache.__call__ = step
 
 
+def _bad_from(first: int) -> None:
+  from yxanul.training.graphs import StepCache
+
+  function, calls = StepCache.__call__, 0
+
+  def step(self, stage, state, *args):
+    nonlocal calls
+    calls += 1
+    if calls >= first:
+      state.params['final_norm.weight'].fill_(float('nan'))
+    return function(self, stage, state, *args)
+
+  StepCache.__call__ = step
+
+
+def every_step_bad(rng: random.Random, world: World) -> None:
+  """No rollback helps, back to the first checkpoint: the run gives up, and what it saved is good."""
+  workdir = world.new()
+  event = Event('making the steps', 1, _bad_from, (rng.randint(2, 30),))
+  status, output, _ = run(workdir, event, **world.data)
+  assert status == 2, output
+  assert 'steps in a row were skipped, and there is no earlier checkpoint to go back to' in output
+  assert 'Traceback' not in output
+  world.goes_on(workdir, **world.data)
+
+
 def _bad_step(factor: float, lasting: bool, settle: int = 50) -> Callable:
   def attempt(rng: random.Random, world: World) -> None:
     workdir = world.new()
@@ -561,23 +587,26 @@ class Fault:
 AGAIN = 'exit status 75; the same command ends with the bits and the log of an undisturbed run'
 FALLS_BACK = 'told; the state that comes back is one that was saved, bit for bit'
 FAULTS = {
-  **{f'SIGTERM or SIGINT while {moment}': Fault(stop_at(moment), 10, 1, AGAIN) for moment in MOMENTS},
-  'SIGTERM or SIGINT while importing': Fault(stop_while_importing, 10, 1, 'exit status 75 and one line'),
-  'what is under way does not end in time': Fault(hangs, 10, 1, f'ended by the clock; {AGAIN}'),
-  'a second signal': Fault(second_signal, 10, 1, 'ends at once; the same command ends as an undisturbed run'),
-  'a notice of pre-emption': Fault(preemption_file, 10, 1, AGAIN),
-  'SIGKILL at two moments of a run': Fault(kill_run, 20, 1, 'the same command ends as an undisturbed run, bit for bit'),
+  **{f'SIGTERM or SIGINT while {moment}': Fault(stop_at(moment), 5, 1, AGAIN) for moment in MOMENTS},
+  'SIGTERM or SIGINT while importing': Fault(stop_while_importing, 5, 1, 'exit status 75 and one line'),
+  'what is under way does not end in time': Fault(hangs, 5, 1, f'ended by the clock; {AGAIN}'),
+  'a second signal': Fault(second_signal, 5, 1, 'ends at once; the same command ends as an undisturbed run'),
+  'a notice of pre-emption': Fault(preemption_file, 5, 1, AGAIN),
+  'SIGKILL at two moments of a run': Fault(kill_run, 10, 1, 'the same command ends as an undisturbed run, bit for bit'),
   'SIGKILL while saving': Fault(kill_saves, 200, 20, 'what was on disk is there, bit for bit, and nothing half'),
   'a flipped bit in a checkpoint': Fault(flipped_bit, 200, 10, FALLS_BACK),
   'a file of a checkpoint is gone': Fault(missing_file, 50, 5, FALLS_BACK),
   'a file of a checkpoint is cut short': Fault(cut_file, 50, 5, FALLS_BACK),
-  'a full disk': Fault(full_disk, 5, 1, 'told; training goes on and saves when it can; else exit status 74'),
-  'a disk that becomes read-only': Fault(read_only_disk, 5, 1, 'told; training goes on and saves when it can; else 74'),
-  'a limit on the size of files': Fault(file_size_limit, 10, 1, 'told; the checkpoint before stands'),
-  'a step that is not finite': Fault(_bad_step(1e38, False), 10, 1, 'one step skipped, nothing else changed'),
-  'a loss spike': Fault(_bad_step(-60.0, False, 2), 10, 1, 'one step skipped, nothing else changed'),
-  'parameters that are not finite': Fault(_bad_step(float('nan'), True), 10, 1, 'back to the last good checkpoint, and on'),
-  'parameters that went astray': Fault(_bad_step(-60.0, True, 2), 10, 1, 'back to the last good checkpoint, and on'),
+  'a full disk': Fault(full_disk, 3, 1, 'told; training goes on and saves when it can; else exit status 74'),
+  'a disk that becomes read-only': Fault(read_only_disk, 3, 1, 'told; training goes on and saves when it can; else 74'),
+  'a limit on the size of files': Fault(file_size_limit, 5, 1, 'told; the checkpoint before stands'),
+  'a step that is not finite': Fault(_bad_step(1e38, False), 5, 1, 'one step skipped, nothing else changed'),
+  'a loss spike': Fault(_bad_step(-60.0, False, 2), 5, 1, 'one step skipped, nothing else changed'),
+  'parameters that are not finite': Fault(_bad_step(float('nan'), True), 5, 1, 'back to the last good checkpoint, and on'),
+  'parameters that are not finite, again and again': Fault(
+    every_step_bad, 5, 1, 'gives up with one line; the same command without the fault ends as an undisturbed run'
+  ),
+  'parameters that went astray': Fault(_bad_step(-60.0, True, 2), 5, 1, 'back to the last good checkpoint, and on'),
 }
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit, whole or not at all, and what a damaged one does."""
 
+import re
 import shutil
+import time
 
 import ml_dtypes
 import numpy as np
@@ -164,3 +166,100 @@ def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
     read_params(tmp_path / 'c', {'blocks.qkv.weight': (4, 4)})
   with pytest.raises(ValueError, match='missing: holds no checkpoint'):
     read_params(tmp_path / 'missing', shapes)
+
+
+def test_a_changed_digit_in_the_host_object_is_noticed(tmp_path):
+  """It is JSON all the same: only a checksum can tell."""
+  saved(tmp_path / 'c', [1, 2])
+  path = next(p for p in (tmp_path / 'c' / '2' / 'host').iterdir() if b'"tokens"' in p.read_bytes())
+  path.write_bytes(path.read_bytes().replace(b'"tokens": 2000', b'"tokens": 2001'))
+  checkpoints, fresh = Checkpoints(tmp_path / 'c', 2), state(9)
+  host, notes = checkpoints.restore(fresh)
+  assert host['progress']['tokens'] == 1000
+  assert 'checksum of the host object does not fit' in notes[0]
+  checkpoints.close()
+
+
+def test_an_earlier_one_can_be_asked_for(tmp_path):
+  saved(tmp_path / 'c', [1, 2, 3])
+  checkpoints, fresh = Checkpoints(tmp_path / 'c', 3), state(9)
+  checkpoints.restore(fresh, before=3)
+  assert same(fresh, state(2, 2))
+  assert checkpoints.restore(fresh, before=1) is None
+  checkpoints.close()
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path):
+  config = {'seed': 0, 'model': {'d_model': 32}, 'training': {'checkpoints_kept': 2, 'execution': 'eager'}}
+  checkpoints = Checkpoints(tmp_path / 'c', 2, config=config)
+  checkpoints.save(state(1, 1), {})
+  checkpoints.close()
+  fresh = state(9)
+  for training in ({'checkpoints_kept': 2, 'execution': 'graph'}, {'checkpoints_kept': 5, 'execution': 'graph'}):
+    other = Checkpoints(tmp_path / 'c', 2, config={**config, 'seed': 7, 'training': training})
+    with pytest.raises(
+      ValueError, match=r"step 1 is of another .* config\.seed: 0 -> 7; config\.training\.execution: 'eager' ->"
+    ):
+      other.restore(fresh)
+    other.close()
+  assert same(fresh, state(9))
+  assert not (tmp_path / 'c_broken').exists()
+  # How a run is looked after may change between its sessions.
+  kept = {**config, 'training': {'checkpoints_kept': 9, 'execution': 'eager', 'checkpoint_command': 'cp'}}
+  free = Checkpoints(tmp_path / 'c', 2, config=kept)
+  free.restore(fresh)
+  assert same(fresh, state(1, 1))
+  free.close()
+
+
+@pytest.mark.parametrize(('seconds', 'left'), [(0.0, [4, 5]), (1e6, [1, 4, 5]), (1e-6, [1, 2, 3, 4, 5])])
+def test_one_in_every_so_many_seconds_stays_for_good(tmp_path, seconds, left):
+  checkpoints = Checkpoints(tmp_path / 'c', 2, keep_every_seconds=seconds)
+  for step in range(1, 6):
+    checkpoints.save(state(step, step), {})
+  checkpoints.close()
+  assert Checkpoints(tmp_path / 'c', 2).steps() == left
+
+
+def test_every_checkpoint_is_handed_to_the_command(tmp_path):
+  (tmp_path / 'copies').mkdir()
+  checkpoints = Checkpoints(tmp_path / 'c', 2, command=f'cp -r --target-directory={tmp_path / "copies"}', tell=pytest.fail)
+  for step in (1, 2):
+    checkpoints.save(state(step, step), {})
+    checkpoints.close()
+  copies, fresh = Checkpoints(tmp_path / 'copies', 2), state(9)
+  assert copies.steps() == [1, 2]
+  copies.restore(fresh)
+  assert same(fresh, state(2, 2))
+  copies.close()
+
+
+COMMANDS = {
+  'no-such-program -x': r'^no-such-program: cannot be started \(No such file or directory\); .*/1 is not copied$',
+  "sh -c 'echo one >&2; echo two >&2; exit 3'": r'^sh: ended with status 3 \(two\); .*/1 is not copied$',
+  'false': r'^false: ended with status 1 \(no message\); .*/1 is not copied$',
+}
+
+
+@pytest.mark.parametrize(('command', 'said'), COMMANDS.items(), ids=['missing', 'fails', 'says nothing'])
+def test_a_command_that_fails_is_told_and_no_more(tmp_path, command, said):
+  told = []
+  checkpoints = Checkpoints(tmp_path / 'c', 2, command=command, tell=told.append)
+  checkpoints.save(state(1, 1), {})
+  checkpoints.close()
+  assert len(told) == 1
+  assert re.search(said, told[0]), told
+  assert not checkpoints.failed
+
+
+def test_a_command_that_is_slow_holds_nothing_up(tmp_path):
+  told, started = [], time.perf_counter()
+  checkpoints = Checkpoints(tmp_path / 'c', 2, command="sh -c 'sleep 3'", tell=told.append)
+  for step in (1, 2):
+    checkpoints.save(state(step, step), {})
+    checkpoints.wait()
+  assert time.perf_counter() - started < 3
+  assert len(told) == 1
+  assert 'still at work on the checkpoint before' in told[0]
+  checkpoints.close()
+  assert time.perf_counter() - started > 3

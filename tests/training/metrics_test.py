@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -37,3 +38,34 @@ def test_the_log_drops_what_came_after_the_step_it_goes_on_from(tmp_path):
   log.close()
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   assert lines == [{'step': 1}, {'step': 2}, {'step': 3, 'loss': None, 'mfu': None}]
+
+
+def test_lines_that_the_disk_does_not_take_wait_whole(tmp_path):
+  """The system takes a part of a line and refuses the rest, as a full disk does."""
+  path, told = tmp_path / 'metrics.jsonl', []
+  log = MetricsLog(path, 0, told.append)
+  lines = [{'step': i, 'text': 'x' * 30} for i in range(1, 11)]
+  for line in lines[:3]:
+    log.write(line)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 17, limits[1]))
+  try:
+    for line in lines[3:6]:
+      log.write(line)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  for line in lines[6:]:
+    log.write(line)
+  log.close()
+  assert [json.loads(line) for line in path.read_text().splitlines()] == lines
+  assert len(told) == 1
+  assert 'its lines wait for room' in told[0]
+
+
+def test_a_line_broken_in_the_middle_is_told(tmp_path):
+  path, told = tmp_path / 'metrics.jsonl', []
+  path.write_bytes(b'{"step": 1}\n{"step": \xff}\n{"step": 3}\n')
+  MetricsLog(path, 9, told.append).close()
+  assert path.read_bytes() == b'{"step": 1}\n'
+  assert told == [f'{path}: line 2 cannot be read; it and the 1 after it are dropped']

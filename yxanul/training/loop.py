@@ -116,6 +116,7 @@ class _Loop:
     self.gauge = GpuGauge(run.device)
     self.attempted_at = time.perf_counter()  # to save
     self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
+    self.is_untried = False  # no step was taken since a rollback
     self.asks = self.asked = False  # this process for a boundary; any process, as all have read
 
   def train(self, state: TrainState) -> TrainState:
@@ -175,6 +176,7 @@ class _Loop:
     progress.skipped_steps += skipped
     progress.spike_steps += spike
     progress.skipped_in_row = progress.skipped_in_row + 1 if skipped else 0
+    self.is_untried = self.is_untried and bool(skipped)
     if skipped:
       why = 'is a spike' if spike else 'or its gradient is not finite'
       self.run.display.message(f'step {step.number} is skipped: its loss {values[0]:.4f} {why}')
@@ -236,13 +238,13 @@ class _Loop:
     if self.asks:
       run.reduction.ask(False)
     self.asks = self.asked = False
-    if self._rollback_due():
+    if self._rollback_due() or self._ends_broken(state):
       self._rollback(state)
     if self._evaluation_due() and not self._stopping():
       run.stop.doing = 'evaluating'
       self._evaluate(state)
     stopping = self._stopping()
-    if run.processes.from_first(self._save_due()) or (stopping and not self.progress.skipped_in_row):
+    if run.processes.from_first(self._save_due()) or (stopping and self._is_good()):
       self.save(state)
     if stopping:
       run.stop.doing = 'saving'
@@ -255,6 +257,15 @@ class _Loop:
 
   def _rollback_due(self) -> bool:
     return self.progress.skipped_in_row >= self.run.spec.training.rollback_after_skips
+
+  def _ends_broken(self, state: TrainState) -> bool:
+    """The run is over in the middle of skipped steps, for parameters that are no numbers."""
+    over = self.progress.tokens >= self.run.curriculum.total_tokens
+    return over and self.progress.skipped_in_row > 0 and not all(p.isfinite().all() for p in state.params.values())
+
+  def _is_good(self) -> bool:
+    """What is saved now may be gone back to: its last step was taken."""
+    return not self.progress.skipped_in_row and not self.is_untried
 
   def _rollback(self, state: TrainState) -> None:
     """Takes back the last checkpoint's weights, and goes on from the text that comes next.
@@ -296,7 +307,7 @@ class _Loop:
         'tokens_rolled_back': undone,
       }
     )
-    progress.skipped_in_row = 0
+    progress.skipped_in_row, self.is_untried = 0, True
 
   def _evaluation_due(self) -> bool:
     """After the last step of a stage, and whenever another `every_share` of the budget is consumed."""
@@ -334,7 +345,7 @@ class _Loop:
     """From time to time, and at the end; not while steps are being skipped, so that every checkpoint is a good one."""
     if self.progress.tokens >= self.run.curriculum.total_tokens:
       return True
-    return time.perf_counter() - self.attempted_at >= self._save_every() and not self.progress.skipped_in_row
+    return time.perf_counter() - self.attempted_at >= self._save_every() and self._is_good()
 
   def _save_every(self) -> float:
     every = self.run.spec.training.checkpoint_every_seconds
