@@ -75,18 +75,32 @@ def speed(member: Member, workdir: Path, apart: Apart, tell: Tell) -> float:
 
   Raises:
     Stopped: on request; what was measured is lost.
-    ValueError: the member could not be timed.
+    ValueError: the member could not be timed, or its tokenizer left it other documents than those timed before have.
   """
   path = workdir / 'speeds' / f'{member.folder}.json'
   if path.exists() and not differences(json.loads(path.read_text())['config'], _timed(member.spec)):
-    return json.loads(path.read_text())['tokens_per_second']
+    return _of_one_text(path)['tokens_per_second']
   tell(f'{member.name}: timing its stages, to know how many tokens its seconds are')
   path.parent.mkdir(parents=True, exist_ok=True)
   if apart.call(measure_speed, member.spec, path):
     raise ValueError(f'{member.name}: could not be timed; the lines above say why')
-  measured = json.loads(path.read_text())
+  measured = _of_one_text(path)
   tell(f'{member.name}: {measured["tokens_per_second"]:,.0f} tokens/s on {measured["hardware"]}')
   return measured['tokens_per_second']
+
+
+def _of_one_text(path: Path) -> dict[str, Any]:
+  """The record at `path`, if its text has as many bytes as that of every other one there."""
+  own = json.loads(path.read_text())
+  for other in sorted(path.parent.glob('*.json')):
+    theirs = json.loads(other.read_text())['text_bytes']
+    if theirs != own['text_bytes']:
+      shown = ', '.join(f'{own["text_bytes"][part]:,} bytes of {part} against {theirs[part]:,}' for part in theirs)
+      raise ValueError(
+        f'{path.stem}: its text is not that of {other.stem} ({shown}): a filter counts tokens, which are other ones; '
+        'wants --config.data.min_document_tokens=0 and a new workdir'
+      )
+  return own
 
 
 def _timed(spec: ExperimentSpec) -> dict[str, Any]:
@@ -108,6 +122,7 @@ def measure_speed(spec: ExperimentSpec, path: Path) -> None:
   record = {
     'tokens_per_second': schedule['tokens_per_second'],
     'hardware': capabilities.name,
+    'text_bytes': {name: int(getattr(prepared, name).byte_counts.sum()) for name in ('train', 'validation')},
     'seconds_warming': measured['warm_seconds'],
     'stages': [{key: row[key] for key in ('stage', 'seq_len', 'tokens_per_step', 'ms', 'n')} for row in measured['stages']],
     'config': _timed(spec),
