@@ -72,28 +72,6 @@ def fp8_numerics(spec: ExperimentSpec, engines: Engines, engine: str, scale: Ten
 
 def loss_of(
   params,
-  tokens: Tensor,
-  weights_N: Tensor,
-  stage: StageSpec,
-  spec: ModelSpec,
-  numerics: Numerics,
-  text: Text,
-  engine: str,
-  layers: transformer.Layers = transformer.layers,
-  z_loss: float = 0.0,
-):
-  """sum(weights * (nats + z)), and every token's nats, of rows of `stage.seq_len`; z is the z-loss (`kernels.vocab_loss`).
-
-  Args:
-    tokens: (N + 1,) int.
-    weights_N: FP32.
-  """
-  inputs_BT = tokens[:-1].view(-1, stage.seq_len)
-  return loss_of_rows(params, inputs_BT, tokens[1:], weights_N, stage, spec, numerics, text, engine, layers, z_loss)
-
-
-def loss_of_rows(
-  params,
   inputs_BT: Tensor,
   targets_N: Tensor,
   weights_N: Tensor,
@@ -105,7 +83,12 @@ def loss_of_rows(
   layers: transformer.Layers = transformer.layers,
   z_loss: float = 0.0,
 ):
-  """The same of any rows, which need not follow one another, under the stage's masks."""
+  """sum(weights * (nats + z)), and every token's nats, of rows under the stage's masks; z is the z-loss (`kernels.vocab_loss`).
+
+  Args:
+    inputs_BT, targets_N: int; the rows need not follow one another.
+    weights_N: FP32.
+  """
   mask = document_mask(inputs_BT, text.end_of_text_id) if stage.mask_documents else None
   if stage.window:
     window = window_mask(inputs_BT.shape[1], stage.window, inputs_BT.device)
@@ -134,11 +117,13 @@ def differentiate(
     if reduction is not None and start + size == n_tokens:
       layers = functools.partial(reduction.layers, before=gradients)
       complete = {name for name in leaves if name.startswith('blocks.')}
+    inputs_BT, targets_M = piece[:-1].view(-1, stage.seq_len), piece[1:]
     part, nll_M = loss_of(
-      leaves, piece, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers, spec.optimizer.z_loss
-    )
+      leaves, inputs_BT, targets_M, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers,
+      spec.optimizer.z_loss,
+    )  # fmt: skip
     part_gradients = dict(zip(leaves, torch.autograd.grad(part, list(leaves.values())), strict=True))
-    part, part_nats = part.detach(), (nll_M * (piece[1:] != text.end_of_text_id)).double().sum()
+    part, part_nats = part.detach(), (nll_M * (targets_M != text.end_of_text_id)).double().sum()
     if gradients is None:
       loss, nats, gradients = part, part_nats, part_gradients
     else:
@@ -258,7 +243,7 @@ def make_eval_step(spec: ExperimentSpec, engines: Engines, text: Text) -> EvalSt
       scale = fp8_state['scale']
       numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), False)
     targets_N, weights_N = targets_BT.flatten(), counts_BT.flatten().float()
-    _, nll_N = loss_of_rows(params, inputs_BT, targets_N, weights_N, stage, spec.model, numerics, text, engines.vocab_loss)
+    _, nll_N = loss_of(params, inputs_BT, targets_N, weights_N, stage, spec.model, numerics, text, engines.vocab_loss)
     return nll_N.double().view(counts_BT.shape) * counts_BT
 
   return eval_step
