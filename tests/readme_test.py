@@ -5,6 +5,7 @@ overrides. What is `parsed` must get through the program's own flags and make a 
 people's programs (`shell`) the syntax is checked, and what of ours they start is parsed.
 """
 
+import json
 import os
 import re
 import shlex
@@ -146,8 +147,31 @@ def test_the_files_and_extras_that_readme_names_exist():
     extras(['-e', group])
   for name in re.findall(r'extra `(\w+)`', README):
     extras(['-e', f'.[{name}]'])
+  for picture in re.findall(r'<img src="(.*?)"', README):
+    assert (tiny.REPOSITORY / picture).exists(), picture
   for record in re.findall(r'`(\d{4}-\d\d-\d\d_[\w-]+)`', README):
     assert (tiny.REPOSITORY / 'experiments' / 'records' / record / 'record.json').exists(), record
+
+
+@pytest.mark.parametrize(
+  ('record', 'figure', 'form'),
+  [
+    ('quickstart', 'val_bpb', '{:.3f} bits per byte'),
+    ('quickstart', 'xz_bpb', 'needs {:.3f}'),
+    ('quickstart', 'seconds', 'after {:.0f} s'),
+    ('bench-ultra', 'tokens_per_second', '{:,.0f} tokens/s'),
+    ('bench-ultra', 'fp8_over_bf16', '{:.2f} times as fast'),
+    ('fp8-quality', 'bpb_fp8', '{:.4f} against'),
+    ('fp8-quality', 'bpb_bf16', 'against {:.4f}'),
+    ('tokenizer', 'superbpe_bytes_per_token', '{:.2f} bytes a token'),
+    ('tokenizer', 'gpt2_bytes_per_token', 'GPT-2 {:.2f}'),
+    ('tokenizer', 'bpe_bytes_per_token', 'plain BPE {:.2f}'),
+  ],
+)
+def test_the_figures_on_the_front_page_are_the_records(record, figure, form):
+  named = re.search(rf'`(\d{{4}}-\d\d-\d\d_{record})`', README).group(1)
+  figures = json.loads((tiny.REPOSITORY / 'experiments' / 'records' / named / 'record.json').read_text())['figures']
+  assert form.format(figures[figure]['value']) in README.partition('## Start')[0]
 
 
 def test_the_fields_that_readme_names_exist():
