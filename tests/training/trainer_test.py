@@ -8,6 +8,8 @@ import torch
 
 from tests import tiny
 from tests.training.step_test import clone
+from yxanul.config import registry
+from yxanul.config.convert import from_config
 from yxanul.data.prepare import prepare
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.planning import memory
@@ -137,6 +139,17 @@ def test_planned_batches_fill_the_memory_and_leave_steps(matmul, devices):
   assert Curriculum(spec, batches).batches == batches
   with pytest.raises(ValueError, match=r'stage 1 \(length 8\): its smallest part needs about'):
     largest_batches(spec, 1000, devices)
+
+
+def test_fp8_on_a_card_without_it_is_planned_as_the_bf16_that_runs():
+  config = registry.load(str(tiny.REPOSITORY / 'experiments' / 'ultra.py'))
+  config.curriculum.batch_size = 'max'
+  fp8 = from_config(config)
+  bf16 = dataclasses.replace(fp8, precision=dataclasses.replace(fp8.precision, matmul='bf16'))
+  a100, h100 = (Capabilities('cuda', 'x', cc, 80 * 10**9, (('triton', '3.6.0'),)) for cc in ((8, 0), (9, 0)))
+  planned = curriculum_for(fp8, a100).batches
+  assert planned == curriculum_for(bf16, a100).batches
+  assert all(a < b for a, b in zip(planned, curriculum_for(fp8, h100).batches, strict=True))
 
 
 def test_a_cpu_has_the_machines_memory(prepared):

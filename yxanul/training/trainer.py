@@ -13,7 +13,7 @@ from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import Loader, Stream
 from yxanul.data.prepare import Prepared
 from yxanul.kernels import attention, fp8
-from yxanul.kernels.capabilities import Capabilities, Engines
+from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.build import build
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, Stage, largest_batches, smaller_batch
@@ -46,6 +46,13 @@ def usable_bytes(spec: ExperimentSpec, capabilities: Capabilities, processes: Pr
   return int(memory.USABLE_SHARE * min(spec.training.gpu_memory_gb * 1e9 or math.inf, own))
 
 
+def _planned(spec: ExperimentSpec, engines: Engines) -> ExperimentSpec:
+  """What the memory is planned for: FP8 that runs in BF16, on a card without it, keeps BF16's activations."""
+  if engines.linear != 'bf16' or spec.precision.matmul == 'bf16':
+    return spec
+  return dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul='bf16'))
+
+
 def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: Processes = ALONE) -> Curriculum:
   """The stage table on this device: under `curriculum.batch_size = 'max'` its batches are what should fit into the memory.
 
@@ -55,7 +62,8 @@ def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: 
   processes.check(spec)
   if spec.curriculum.batch_size == 'table':
     return Curriculum(spec)
-  batches = largest_batches(spec, usable_bytes(spec, capabilities, processes), processes.world)
+  planned = _planned(spec, choose_engines(capabilities, spec.precision, spec.model.head_width))
+  batches = largest_batches(planned, usable_bytes(spec, capabilities, processes), processes.world)
   return Curriculum(spec, processes.from_first(batches))
 
 
@@ -95,7 +103,10 @@ class Trainer:
 
   def _planned_pieces(self) -> list[int]:
     world, stages = self.processes.world, self.curriculum.stages
-    return [self.processes.largest(memory.pieces(self.spec, s.spec, self._memory_bytes, world)) for s in stages]
+    return [
+      self.processes.largest(memory.pieces(_planned(self.spec, self.engines), s.spec, self._memory_bytes, world))
+      for s in stages
+    ]
 
   def choices(self) -> dict[str, Any]:
     """What was chosen for this device; it belongs in the checkpoint, or a resumed run would not be the same."""
@@ -129,7 +140,7 @@ class Trainer:
     for stage in left:
       parts, world = self._pieces[stage.index], self.processes.world
       if parts > 1:
-        tell(memory.split_line(self.spec, stage.spec, parts, self._memory_bytes, world))
+        tell(memory.split_line(_planned(self.spec, self.engines), stage.spec, parts, self._memory_bytes, world))
     if calibrate_first and is_fp8(self.engines):
       self._calibrate()
     if self._measures_attention and self.engines.linear != 'fp32':
