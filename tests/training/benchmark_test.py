@@ -56,7 +56,7 @@ def prepared(tmp_path_factory):
       'optimizer',
     ),
     ('triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0', 'elementwise'),
-    ('_rotate_kernel', 'elementwise'),
+    ('_rotate_kernel', 'attention'),
     ('_turn_back_cast_kernel', 'casts'),
     (
       'void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, std::array<char*, 3ul> >',

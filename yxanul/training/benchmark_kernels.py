@@ -25,7 +25,7 @@ RULES = (
   ('optimizer', r'multi_tensor|foreach|lpnorm|lerp|adam|^triton_for_'),
   # Rows looked up, and their gradients added to the table: sorted by row, then summed.
   ('embedding', r'embedding|index_?select|gather_kernel|sum_and_scatter|grad_weight|segment|radixsort|cub::|thrust'),
-  ('elementwise', r'norm|^_rotate_kernel|^triton_|at::native|at_cuda|^aten::|^autograd::|backward0$'),
+  ('elementwise', r'norm|^triton_|at::native|at_cuda|^aten::|^autograd::|backward0$'),
 )
 PARTS = ('linears', 'casts', 'attention', 'loss', 'optimizer', 'embedding', 'elementwise', 'rest')
 _LISTED = 40  # kernels of a stage, the longest
