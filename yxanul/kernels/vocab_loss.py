@@ -11,8 +11,10 @@ negative gradients at the start of training.
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 256 * 2**20  # of FP32 logits
+_COMPILED_CHUNKS = 32  # 3.3 GB of FP32 logits for 131,072 tokens over 200,005 words
 
 
 def vocab_loss(
@@ -28,7 +30,8 @@ def vocab_loss(
     table_VR: the head, FP32; it is cast to x's dtype for the products, its gradient is FP32.
     targets_N: int, in [0, V).
     weights_N: FP32; 0 leaves a token out of the loss.
-    engine: 'triton' (a GPU, BF16, R a power of two), 'chunked', or 'reference' (all logits at once, plain autograd).
+    engine: 'triton' (a GPU, BF16, R a power of two), 'chunked', 'reference' (all logits at once, plain autograd), or
+      'compiled' (what people write without a kernel of their own: checkpointed chunks under torch.compile; for comparison).
 
   Returns:
     The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
@@ -40,6 +43,9 @@ def vocab_loss(
     from yxanul.kernels import vocab_loss_triton  # Triton is there on GPUs only
 
     return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N, z_loss)
+  if engine == 'compiled':
+    nll_N, lse_N = _compiled_chunks(x_NR, table_VR, targets_N)
+    return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N.detach()
   assert engine == 'chunked', engine
   return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss)
 
@@ -53,6 +59,16 @@ def _nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> tuple[Tensor, Ten
   logits_NV = (x_NR @ table_VR.to(x_NR.dtype).T).float()
   nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')
   return nll_N, logits_NV.logsumexp(-1)
+
+
+def _compiled_chunks(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+  """nll_N and lse_N. A chunk's logits are computed again backward; the table's gradient is summed in x's dtype."""
+  table, chunks = table_VR.to(x_NR.dtype), zip(x_NR.chunk(_COMPILED_CHUNKS), targets_N.chunk(_COMPILED_CHUNKS), strict=True)
+  run = torch.compile(_nll, dynamic=False)
+  # Nothing is drawn at random, and a state kept for it could not be captured in a CUDA graph.
+  parts = [checkpoint(run, x, table, targets, use_reentrant=False, preserve_rng_state=False) for x, targets in chunks]
+  nll_N, lse_N = (torch.cat(part) for part in zip(*parts, strict=True))
+  return nll_N, lse_N
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -9,14 +9,10 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from yxanul.config.model_spec import ModelSpec
 from yxanul.kernels.bench.measure import Case, Step, Subject, Work
 from yxanul.kernels.vocab_loss import vocab_loss
-
-_CHUNKS = 32  # of the compiled peer: 3.3 GB of logits for 131,072 tokens over 200,005 words
 
 
 def cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Case]:
@@ -33,7 +29,7 @@ def _subjects(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Sub
   if on_gpu:
     exact = functools.partial(_cut_cross_entropy, None)
     filtered = functools.partial(_cut_cross_entropy, 'high')
-    functions |= {'torch_compile': _compiled(), 'liger': _liger, 'cce': filtered, 'cce_exact': exact}
+    functions |= {'torch_compile': functools.partial(_ours, 'compiled'), 'liger': _liger, 'cce': filtered, 'cce_exact': exact}
   make = functools.partial(_step, model=model, n_tokens=n_tokens, device=device)
   # The libraries wait for the GPU now and then, which a graph forbids; they take long enough for launches not to matter.
   return [Subject(name, functools.partial(make, function), captures=name == 'ours') for name, function in functions.items()]
@@ -50,19 +46,6 @@ def _step(function, model: ModelSpec, n_tokens: int, device: torch.device) -> St
 def _ours(engine: str, x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
   weights_N = torch.full(targets_N.shape, 1 / len(targets_N), device=x_NR.device)
   return vocab_loss(x_NR, table_VR, targets_N, weights_N, engine)[0]
-
-
-def _compiled():
-  @functools.partial(torch.compile, dynamic=False)
-  def chunk_loss(x_MR: Tensor, table_VR: Tensor, targets_M: Tensor) -> Tensor:
-    return F.cross_entropy((x_MR @ table_VR.T).float(), targets_M, reduction='sum')
-
-  def loss(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
-    table = table_VR.to(x_NR.dtype)
-    chunks = zip(x_NR.chunk(_CHUNKS), targets_N.chunk(_CHUNKS), strict=True)
-    return sum(checkpoint(chunk_loss, x, table, targets, use_reentrant=False) for x, targets in chunks) / len(x_NR)
-
-  return loss
 
 
 def _liger(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
