@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int | None:
     if experiments:
       names, runs = _trained(specs, workdir)
     else:
-      names, runs = arguments, [comparison_run.runs_of(Path(argument)) for argument in arguments]
+      short = [Path(argument).name for argument in arguments]
+      names, runs = short if short[0] != short[1] else arguments, [comparison_run.runs_of(Path(a)) for a in arguments]
   except Stopped as stopped:
     _tell(f'{stopped}: stopped; the same command goes on from here')
     return EXIT_AGAIN
