@@ -99,12 +99,13 @@ def test_an_unfinished_run_is_named(done, tmp_path):
     ([], 'A B: got 0 of them'),
     (['experiments/ultra.py', 'experiments/ultar.py'], 'no such experiment; nearest: experiments/ultra'),
     (['experiments/ultra.py', '/nowhere'], 'wants two experiments or two folders of runs, not one of each'),
+    (['/nowhere', '/elsewhere', '--json=/nowhere/x.json'], '--json=/nowhere/x.json: the folder does not exist'),
     (['/nowhere', '/elsewhere'], '/nowhere: neither an experiment'),
     (['experiments/ultra.py', 'experiments/ultra.py'], 'the same experiment twice'),
     (['experiments/ultra.py', 'experiments/ultra_muon.py', '--set=model.n_layer=3'], "did you mean 'n_layers'?"),
     (['experiments/ultra.py', 'experiments/ultra_muon.py', '--set=model.n_layers=x'], "got 'x', wants a whole number"),
   ],
-  ids=['nothing', 'typo', 'mixed', 'nowhere', 'twice', 'field', 'value'],
+  ids=['nothing', 'typo', 'mixed', 'json', 'nowhere', 'twice', 'field', 'value'],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
   status, _, errors = compare(*arguments, f'--workdir={tmp_path / "runs"}')

@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> int | None:
     raise ValueError(f'A B: got {len(arguments)} of them, wants two experiments (experiments/NAME.py) or two folders of runs')
   if _SECONDS.value < 0:
     raise ValueError(f'--seconds: got {_SECONDS.value:g}, wants a positive number, or 0 for the tokens of each experiment')
+  if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
+    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
   experiments = [argument for argument in arguments if argument.partition(':')[0].endswith('.py')]
   specs = dict(_spec(argument) for argument in experiments)
   if len(experiments) == 1:
