@@ -1,5 +1,6 @@
 """Several processes through real torchrun (Gloo): one process's step to the rounding of sums, and the same bits on all."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import torch
 from tests import tiny
 from tests.training import distributed_worker
 from yxanul.model import transformer
-from yxanul.training.distributed import Reduction
+from yxanul.training.distributed import Processes, Reduction, join
 
+SHARED = tiny.spec().curriculum.stages[:6]  # the later stages have odd rows
 KEYS = [('fp32', 1), ('fp32', 2), ('reference', 1), ('reference', 2)]
 
 
@@ -117,6 +119,28 @@ def test_a_layers_sum_begins_before_the_layer_below_is_differentiated():
   summed = torch.autograd.grad(y.sum(), [leaves[n] for n in names])
   for name, a, b in zip(names, summed, torch.autograd.grad(z.sum(), [plain[n] for n in names]), strict=True):
     torch.testing.assert_close(a, b + before[name])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+  spec = tiny.spec()
+  Processes(0, 2).check(dataclasses.replace(spec, curriculum=dataclasses.replace(spec.curriculum, stages=SHARED)))
+  with pytest.raises(ValueError, match=r'stages\[1\].batch_size: got 32, wants a multiple of the 3 processes$'):
+    Processes(0, 3).check(spec)
+  # 48 rows of 8 tokens: two rows for each of 24 processes go through FP8, the one that each of 48 would get does not.
+  fp8 = tiny.spec(precision__matmul='fp8')
+  fp8 = dataclasses.replace(fp8, curriculum=dataclasses.replace(fp8.curriculum, stages=fp8.curriculum.stages[:1]))
+  Processes(0, 24).check(fp8)
+  with pytest.raises(ValueError, match=r'got 48, wants a multiple of the 48 processes, each with a multiple of 16 tokens'):
+    Processes(0, 48).check(fp8)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+  monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+  monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+  for name, value in {'RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_WORLD_SIZE': '4', 'LOCAL_RANK': '0'}.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=r'torchrun --nproc_per_node=4: wants at most the 2 GPUs of this machine'), join():
+    pass
 
 
 @pytest.mark.gpu

@@ -18,13 +18,17 @@ import datetime
 import gc
 import json
 import os
+import re
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model.transformer import Params
@@ -45,8 +49,12 @@ def _talking() -> Iterator[None]:
   """Around every collective: its failure means that another process is gone."""
   try:
     yield
+  except PeerLost:
+    raise
   except RuntimeError as error:
-    raise PeerLost(f'another process is gone ({" ".join(str(error).split())[:120]})') from error
+    # Its first sentence, less where in Gloo's source it was said.
+    said = re.sub(r'^\[\S+:\d+\] ', '', ' '.join(str(error).split())).partition('. ')[0]
+    raise PeerLost(f'another process is gone ({said[:120]})') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +209,32 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   return False
 
 
+def _fresh_store(rank: int, world: int) -> dist.Store:
+  """A part of torchrun's store that these processes alone write to.
+
+  torchrun keeps its store over restarts, and a process that reads where its peers are before they have written it anew is
+  sent to those of the last time (pytorch/pytorch issue 135712); its restart counter differs between machines. So the first
+  process names a fresh part, and is heard only by those that answer to that name.
+  """
+  store, *_ = next(rendezvous('env://', rank, world, timeout=datetime.timedelta(seconds=PEER_SECONDS)))
+  own = uuid.uuid4().hex
+  if rank:
+    store.set(f'hello/{rank}', own)
+    name = store.get(f'welcome/{own}').decode()
+    store.set(f'{name}/{rank}', own)
+    return dist.PrefixStore(name, store)
+  missing, until = set(range(1, world)), time.monotonic() + PEER_SECONDS
+  while missing:
+    for peer in [peer for peer in missing if store.check([f'hello/{peer}'])]:
+      store.set(f'welcome/{store.get(f"hello/{peer}").decode()}', own)
+      if store.check([f'{own}/{peer}']):
+        missing.remove(peer)
+    if time.monotonic() > until:
+      raise PeerLost(f'ranks {sorted(missing)} did not come within {PEER_SECONDS} s')
+    time.sleep(0.02)
+  return dist.PrefixStore(own, store)
+
+
 @contextlib.contextmanager
 def join() -> Iterator[Processes]:
   """Meets the other processes that torchrun started, and takes this one's GPU; alone without torchrun.
@@ -221,9 +255,14 @@ def join() -> Iterator[Processes]:
       raise ValueError(f'torchrun --nproc_per_node={here}: wants at most the {gpus} GPUs of this machine')
     torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     backend = 'cpu:gloo,cuda:nccl'
-  dist.init_process_group(backend, timeout=datetime.timedelta(seconds=PEER_SECONDS))
   try:
-    yield Processes(rank, world, here)
+    with _talking():
+      store, timeout = _fresh_store(rank, world), datetime.timedelta(seconds=PEER_SECONDS)
+      dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    processes = Processes(rank, world, here)
+    yield processes
+    # torchrun takes the first to leave for one that failed, and ends the others: not while the first process still writes.
+    processes.any(False)
   except PeerLost as error:
     line = f'rank {rank}: {error}; what is saved stands, the same command goes on from there\n'
     sys.stdout.flush()
