@@ -133,6 +133,8 @@ def test_lm_eval_runs_its_tasks(model, tmp_path, monkeypatch):
     def __init__(self, *arguments):
       self.args = arguments
 
+  with pytest.raises(ValueError, match="--tasks: got 'no_such_task'"):
+    run_tasks(model, ['no_such_task'], None, None)
   harness = Harness(model)
   pairs = [('The value of th', 'e object'), ('The value of th', 'at'), ('', 'The')]
   assert harness.loglikelihood([Request(*pair) for pair in pairs]) == Likelihood(model).continuations(pairs)

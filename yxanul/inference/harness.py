@@ -8,6 +8,7 @@ document may go on with these bytes, also inside the token " the end".
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lm_eval
@@ -76,12 +77,19 @@ def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, s
   Args:
     examples: of each task, at most.
     shots: worked examples before each question; None: what the task says.
+
+  Raises:
+    ValueError: the harness has no such task.
   """
-  named = any(isinstance(task, str) for task in tasks)  # else the harness need not read what its thousands are called
+  names = [task for task in tasks if isinstance(task, str)]
+  manager = TaskManager(include_defaults=bool(names))  # reading what its thousands are called takes seconds
+  for name in names:
+    if not manager.match_tasks([name]) and not Path(name).is_file():
+      raise ValueError(f'--tasks: got {name!r}, wants tasks that lm-eval has, or YAML files (`lm-eval ls tasks` lists them)')
   found = lm_eval.simple_evaluate(
     model=Harness(model),
     tasks=list(tasks),
-    task_manager=TaskManager(include_defaults=named),
+    task_manager=manager,
     limit=examples,
     num_fewshot=shots,
     bootstrap_iters=1000,

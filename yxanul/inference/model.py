@@ -67,9 +67,9 @@ def read_config(folder: Path) -> dict[str, Any]:
   path = folder / 'config.json'
   try:
     return json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise ValueError(f'--model={folder}: holds no model (no config.json), wants the workdir of a run') from None
-  except (ValueError, NotADirectoryError) as error:
+  except ValueError as error:
     raise ValueError(f'{path}: not readable as JSON ({error})') from None
 
 
