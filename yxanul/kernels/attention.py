@@ -73,6 +73,10 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
   """
   q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
   grouped = q.shape[1] != k.shape[1]
+  if grouped and mask_B1TT is not None:
+    # Of torch's fused kernels on a GPU, the one that takes a mask takes no groups; without it the scores would be written out.
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    grouped = False
   unfit = engine == 'cudnn' and (q.shape[-2] < CUDNN_SHORTEST or torch.are_deterministic_algorithms_enabled())
   with sdpa_kernel(_PLAIN if unfit or mask_B1TT is not None else _BACKENDS[engine]):
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped)
