@@ -1,6 +1,6 @@
 """Faults, each with an attempt that survives it or fails: what the tests try a few times and the record many times.
 
-    python -m tests.faults [--scale=1.0] [--output=experiments/records/DATE_faults]
+    python -m tests.faults [--most_runs=10] [--output=experiments/records/DATE_faults]
 
 An attempt takes a random source and a `World`, and raises when anything was lost. Runs and saves are real ones, in processes
 of their own that are forked from one with everything imported; signals are real signals, disks are real file systems.
@@ -587,16 +587,16 @@ class Fault:
 AGAIN = 'exit status 75; the same command ends with the bits and the log of an undisturbed run'
 FALLS_BACK = 'told; the state that comes back is one that was saved, bit for bit'
 FAULTS = {
+  'SIGKILL while saving': Fault(kill_saves, 200, 20, 'what was on disk is there, bit for bit, and nothing half'),
+  'a flipped bit in a checkpoint': Fault(flipped_bit, 100, 10, FALLS_BACK),
+  'a file of a checkpoint is gone': Fault(missing_file, 30, 5, FALLS_BACK),
+  'a file of a checkpoint is cut short': Fault(cut_file, 30, 5, FALLS_BACK),
   **{f'SIGTERM or SIGINT while {moment}': Fault(stop_at(moment), 5, 1, AGAIN) for moment in MOMENTS},
   'SIGTERM or SIGINT while importing': Fault(stop_while_importing, 5, 1, 'exit status 75 and one line'),
   'what is under way does not end in time': Fault(hangs, 5, 1, f'ended by the clock; {AGAIN}'),
   'a second signal': Fault(second_signal, 5, 1, 'ends at once; the same command ends as an undisturbed run'),
   'a notice of pre-emption': Fault(preemption_file, 5, 1, AGAIN),
   'SIGKILL at two moments of a run': Fault(kill_run, 10, 1, 'the same command ends as an undisturbed run, bit for bit'),
-  'SIGKILL while saving': Fault(kill_saves, 200, 20, 'what was on disk is there, bit for bit, and nothing half'),
-  'a flipped bit in a checkpoint': Fault(flipped_bit, 200, 10, FALLS_BACK),
-  'a file of a checkpoint is gone': Fault(missing_file, 50, 5, FALLS_BACK),
-  'a file of a checkpoint is cut short': Fault(cut_file, 50, 5, FALLS_BACK),
   'a full disk': Fault(full_disk, 3, 1, 'told; training goes on and saves when it can; else exit status 74'),
   'a disk that becomes read-only': Fault(read_only_disk, 3, 1, 'told; training goes on and saves when it can; else 74'),
   'a limit on the size of files': Fault(file_size_limit, 5, 1, 'told; the checkpoint before stands'),
@@ -623,23 +623,22 @@ def many(name: str, world: World, tries: int) -> list[str]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--scale', type=float, default=1.0, help='share of the tries that the record has')
+  parser.add_argument('--most_runs', type=int, default=10, help='tries of each fault that takes whole runs, at most')
   parser.add_argument('--output', type=Path, help='folder for README.md and record.json')
   arguments = parser.parse_args()
   started, rows = time.monotonic(), []
   with tempfile.TemporaryDirectory() as folder:
     world = World(Path(folder))
     for name, fault in FAULTS.items():
-      tries = max(1, round(fault.tries * arguments.scale))
+      tries = min(fault.tries, arguments.most_runs) if fault.tries <= 10 else fault.tries
       lost = many(name, world, tries)
       rows.append((name, tries, tries - len(lost), len(lost), fault.survival))
       print(f'{name}: {tries} tries, {len(lost)} lost', *lost, sep='\n  ', flush=True)
-    cut = sum(world.cut_saves)
-  if arguments.output:
-    _write_record(arguments.output, rows, cut, time.monotonic() - started)
+      if arguments.output:  # after each: this takes a while
+        _write_record(arguments.output, rows, arguments.most_runs, sum(world.cut_saves), time.monotonic() - started)
 
 
-def _write_record(folder: Path, rows: list[tuple], cut: int, seconds: float) -> None:
+def _write_record(folder: Path, rows: list[tuple], most_runs: int, cut: int, seconds: float) -> None:
   import orbax.checkpoint
   import torch
 
@@ -650,14 +649,15 @@ def _write_record(folder: Path, rows: list[tuple], cut: int, seconds: float) -> 
     f"""# Faults
 
 ```bash
-python -m tests.faults --output={folder}
+python -m tests.faults --most_runs={most_runs} --output={folder}
 ```
 
 Each try makes the fault happen in a real process, at a moment, a byte or a file drawn at random, and then looks at what is
-left; how is in `tests/faults.py`. The test suite tries each a few times (`tests/training/faults_test.py`), and
-`python -m pytest -m slow tests/training/faults_test.py` as often as here. Disks are a tmpfs (mounting it takes root).
-{os.cpu_count()} CPU cores, {seconds / 60:.0f} minutes. Of the kills while saving, {cut} came while files were being written;
-the others between two saves or while an old checkpoint went.
+left; how is in `tests/faults.py`. The test suite tries each a few times, `python -m pytest -m slow
+tests/training/faults_test.py` as often as `--most_runs=10`. Disks are a tmpfs, whose mounting takes root.
+
+Hardware: {os.cpu_count()} CPU cores that other work shared, {seconds / 60:.0f} minutes. Of the kills while saving, {cut} came
+while files were being written; the others between two saves, or while an old checkpoint was deleted.
 
 | fault | tries | survived | lost | survived means |
 |---|---|---|---|---|
@@ -673,7 +673,7 @@ the others between two saves or while an old checkpoint went.
   }
   record = {
     'what': 'faults',
-    'command': f'python -m tests.faults --output={folder}',
+    'command': f'python -m tests.faults --most_runs={most_runs} --output={folder}',
     'hardware': f'{os.cpu_count()} CPU cores',
     'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'orbax': orbax.checkpoint.__version__},
     'n': tries,
