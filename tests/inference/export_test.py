@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 
 from tests.inference import small
 from tests.inference.generate_test import GPT2
 from yxanul.data import tokenizer as tokenizers
 from yxanul.data.python_docs import read as prose
 from yxanul.inference import hugging_face
+from yxanul.inference.card import splits
 from yxanul.inference.export import export, measured, read_export
 from yxanul.inference.generate import Sampling, complete, streams
 from yxanul.inference.load import load
@@ -152,11 +154,22 @@ def test_mistakes_are_named(model, tmp_path, trained_run):
     load(tmp_path / 'y')
 
 
+def test_the_card_knows_which_splits_llama_cpp_has():
+  entries = {character: i for i, character in enumerate('ab')}
+  ways = {
+    'superbpe': tokenizers.superword_splits(),
+    'gpt-2': pre_tokenizers.ByteLevel(add_prefix_space=False),
+    None: tokenizers.word_splits(),
+  }
+  for name, way in ways.items():
+    assert splits(tokenizers.build(entries, [], way, small.SPECIAL)) == name
+
+
 def test_llama_cpp_converts_it_by_the_cards_command(trained_run, tmp_path):
   """Needs a checkout of llama.cpp (its converter is in no package) named by LLAMA_CPP, and its requirements."""
   checkout = os.environ.get('LLAMA_CPP')
   if not checkout:
-    pytest.skip('the converter of llama.cpp is on no package index; LLAMA_CPP names a checkout')
+    pytest.skip('LLAMA_CPP names a checkout of llama.cpp; no wheel holds its converter')
   gguf = pytest.importorskip('gguf')
   model = load(trained_run)
   export(model, tmp_path, {})

@@ -2,7 +2,12 @@
 
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
+from yxanul.data.tokenizer import Tokenizer, superword_splits
 from yxanul.inference.model import Model
+
+_PROBE = "By the way,  it's 1234567 x² of\n\n the 'end'"  # each way to split cuts it otherwise
 
 _FIGURES = (
   ('val_bpb', 'bits per byte of held-out text', '{:.4f}'),
@@ -55,10 +60,11 @@ model = load(Path('FOLDER'))  # model.params: the names and shapes of yxanul.con
 `python -m yxanul.tools.export --model=FOLDER --output=OTHER` writes the form that transformers loads."""
 
 
-def splits(model: Model) -> str:
-  """llama.cpp's name of how the tokenizer splits text: 'superbpe' (numbers alone are apart), or 'gpt-2'."""
-  pieces = model.tokenizer.inner.pre_tokenizer.pre_tokenize_str('by the way')
-  return 'superbpe' if len(pieces) == 1 else 'gpt-2'
+def splits(tokenizer: Tokenizer) -> str | None:
+  """llama.cpp's name of how the tokenizer splits text: 'superbpe', 'gpt-2', or None where it has no such splits."""
+  known = {'superbpe': superword_splits(), 'gpt-2': pre_tokenizers.ByteLevel(add_prefix_space=False)}
+  ours = tokenizer.inner.pre_tokenizer.pre_tokenize_str(_PROBE)
+  return next((name for name, theirs in known.items() if theirs.pre_tokenize_str(_PROBE) == ours), None)
 
 
 def model_card(model: Model, result: dict[str, Any], factorized: bool, dtype: str, n_stored: int) -> str:
@@ -104,6 +110,6 @@ def model_card(model: Model, result: dict[str, Any], factorized: bool, dtype: st
   how = _FACTORIZED if factorized else _TRANSFORMERS
   lines += ['## Loading', '', how.replace('{end}', f'`{model.tokenizer.end_of_text}`')]
   text = '\n'.join(lines).replace('{end_id}', str(model.tokenizer.end_of_text_id)) + '\n'
-  if not factorized and spec.position == 'rope':
-    text += _LLAMA_CPP.replace('{splits}', splits(model))
+  if not factorized and (name := splits(model.tokenizer)):
+    text += _LLAMA_CPP.replace('{splits}', name)
   return text
