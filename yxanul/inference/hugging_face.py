@@ -72,6 +72,7 @@ def config(spec: ModelSpec, end_of_text_id: int) -> dict[str, Any]:
       'architectures': ['GPT2LMHeadModel'],
       'model_type': 'gpt2',
       'n_positions': spec.max_positions,
+      'n_ctx': spec.max_positions,  # llama.cpp's converter reads this one
       'n_embd': spec.d_model,
       'n_layer': spec.n_layers,
       'n_head': spec.n_heads,
