@@ -46,14 +46,14 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   while process.poll() is None and not result.exists():
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
-  status, output, errors = tiny.finish(process)
+  status, output, errors = tiny.finish(process, timeout=300)
   assert status == 75, errors
   assert 'SIGTERM: stopped; the same command goes on from here' in output
   first = [row['name'] for row in json.loads(result.read_text())['runs']]
   assert first == ['baseline_gpt2']
   kept = (workdir / '0.4s' / 'baseline_gpt2' / 'seed0' / 'metrics.jsonl').read_bytes()
 
-  status, output, errors = tiny.finish(start(*arguments))
+  status, output, errors = tiny.finish(start(*arguments), timeout=300)
   assert status == 0, errors
   assert 'baseline_gpt2, seed 0: finished before' in output
   assert (workdir / '0.4s' / 'baseline_gpt2' / 'seed0' / 'metrics.jsonl').read_bytes() == kept
@@ -105,7 +105,7 @@ def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached
 def test_a_mistake_is_one_line_and_status_2(arguments, message):
   import re
 
-  status, _, errors = tiny.finish(start('--config=experiments/ultra.py', *arguments))
+  status, _, errors = tiny.finish(start('--config=experiments/ultra.py', *arguments), timeout=300)
   assert status == 2
   assert re.search(message.replace('[', r'\[').replace('?', r'\?'), errors), errors
   assert errors.strip().count('\n') == 0

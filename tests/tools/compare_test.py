@@ -21,7 +21,8 @@ def compare(*arguments):
       stderr=subprocess.PIPE,
       text=True,
       env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
-    )
+    ),
+    timeout=300,
   )
 
 
