@@ -44,16 +44,28 @@ def spec(**more) -> ExperimentSpec:
   return from_config(config)
 
 
-def main(*arguments: str, **more) -> subprocess.Popen:
-  """`python -m yxanul.main` in a process of its own."""
+def start(module: str, *arguments, **more) -> subprocess.Popen:
+  """`python -m yxanul.MODULE` in a process of its own; `more` as subprocess.Popen takes it."""
   return subprocess.Popen(
-    [sys.executable, '-m', 'yxanul.main', *arguments],
+    [sys.executable, '-m', f'yxanul.{module}', *map(str, arguments)],
     cwd=REPOSITORY,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     **{'env': os.environ | {'PYTHONPATH': str(REPOSITORY)}, **more},
   )
+
+
+def main(*arguments: str, **more) -> subprocess.Popen:
+  """`python -m yxanul.main` in a process of its own."""
+  return start('main', *arguments, **more)
+
+
+def tool(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:
+  """What `python -m yxanul.tools.NAME` gave, with these variables in its environment."""
+  process = start(f'tools.{name}', *arguments, env=os.environ | {'PYTHONPATH': str(REPOSITORY)} | environment)
+  output, errors = process.communicate(timeout=300)
+  return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:

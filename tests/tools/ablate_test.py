@@ -1,10 +1,8 @@
 """tools.ablate from outside, on a family made small: runs, is stopped, goes on, writes its tables and its page."""
 
+import functools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,15 +14,7 @@ OVERRIDES = ('--config.model.n_layers=1', '--config.data.tokenizer.sample_bytes=
 NAMES = ('baseline_gpt2', 'ultra')
 
 
-def start(*arguments):
-  return subprocess.Popen(
-    [sys.executable, '-m', 'yxanul.tools.ablate', *map(str, arguments)],
-    cwd=tiny.REPOSITORY,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
-  )
+start = functools.partial(tiny.start, 'tools.ablate')
 
 
 @pytest.fixture(scope='module')

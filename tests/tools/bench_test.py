@@ -1,26 +1,14 @@
 """python -m yxanul.tools.bench: its tables and JSON, what it leaves behind, and one line for a mistake."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 
-
-def bench(*arguments) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', 'yxanul.tools.bench', *map(str, arguments)],
-    cwd=tiny.REPOSITORY,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
-  )
+bench = functools.partial(tiny.tool, 'bench')
 
 
 @pytest.fixture(scope='module')

@@ -1,10 +1,7 @@
 """tools.compare from outside: two small experiments with two seeds; then folders of finished runs; then mistakes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -13,17 +10,7 @@ from tests.study.toy import write_family
 
 
 def compare(*arguments):
-  return tiny.finish(
-    subprocess.Popen(
-      [sys.executable, '-m', 'yxanul.tools.compare', *map(str, arguments)],
-      cwd=tiny.REPOSITORY,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
-    ),
-    timeout=300,
-  )
+  return tiny.finish(tiny.start('tools.compare', *arguments), timeout=300)
 
 
 BLIND = """\"\"\"A rate of nothing.\"\"\"

@@ -1,10 +1,9 @@
 """python -m yxanul.tools.doctor: the machine, what is missing with its line, the pre-flight and its exit status."""
 
 import dataclasses
+import functools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -24,16 +23,7 @@ HOPPER = Capabilities(
 CARD = {'name': 'NVIDIA H200', 'driver': '580.65', 'memory': '143771 MiB'}
 
 
-def run(*arguments, **environment) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', 'yxanul.tools.doctor', *map(str, arguments)],
-    cwd=tiny.REPOSITORY,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)} | environment,
-  )
+run = functools.partial(tiny.tool, 'doctor')
 
 
 def test_the_preflight_of_an_experiment_that_can_run(tmp_path):

@@ -1,9 +1,7 @@
 """python -m yxanul.tools.plan: its tables, JSON and picture, the card's variant, and one line for a mistake."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -14,16 +12,7 @@ BENCH = speed.fitted()['record']
 BENCHED = 'experiments/ultra.py:gpu=h200,batch=0.25'
 
 
-def plan(*arguments) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', 'yxanul.tools.plan', *map(str, arguments)],
-    cwd=tiny.REPOSITORY,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)},
-  )
+plan = functools.partial(tiny.tool, 'plan')
 
 
 def test_tables_json_and_picture(tmp_path):

@@ -1,17 +1,16 @@
 """The command that prepares text: a folder of parquet becomes shards; mistakes are one line, exit status 2, nothing written."""
 
+import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests import tiny
 from yxanul.data import python_docs, shards, tokenizer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = (
   '--config.data.validation_fraction=0.1',
   '--config.data.tokenizer.transition_size=500',
@@ -20,9 +19,7 @@ SMALL = (
 )
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-  command = [sys.executable, '-m', 'yxanul.tools.prepare', '--config=experiments/quickstart.py', *map(str, arguments)]
-  return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+run = functools.partial(tiny.tool, 'prepare', '--config=experiments/quickstart.py')
 
 
 @pytest.fixture(scope='module')

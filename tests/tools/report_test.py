@@ -1,17 +1,15 @@
 """python -m yxanul.tools.report: the page rebuilt, and one line for a mistake."""
 
+import functools
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests import tiny
 from yxanul.config.convert import to_dict
 from yxanul.config.spec import ExperimentSpec
 
-
-def report(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, '-m', 'yxanul.tools.report', *arguments], capture_output=True, text=True, timeout=120)
+report = functools.partial(tiny.tool, 'report')
 
 
 def test_it_writes_the_page_and_prints_where(tmp_path):

@@ -1,21 +1,16 @@
 """The tokenizer's command line: from a folder of text to a tokenizer and its table, and mistakes in one line."""
 
+import functools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from yxanul.data import python_docs, tokenizer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-  command = [sys.executable, '-m', 'yxanul.tools.tokenizer', '--config=experiments/quickstart.py', *map(str, arguments)]
-  return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+run = functools.partial(tiny.tool, 'tokenizer', '--config=experiments/quickstart.py')
 
 
 @pytest.fixture(scope='module')
