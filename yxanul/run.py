@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from yxanul.config.convert import deciding, differing_fields, listed, to_dict
-from yxanul.config.spec import ExperimentSpec, MuonSpec, PrecisionSpec
+from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
 from yxanul.data.prepare_journal import write_atomically
@@ -24,6 +24,7 @@ from yxanul.planning.flops import peak_flops
 from yxanul.reporting import tables
 from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
+from yxanul.training.benchmark import matmul_format
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum
 from yxanul.training.distributed import Processes, SharedCheckpoints, join
@@ -202,7 +203,7 @@ def _train(
   if restored:
     host, notes = restored
     progress = Progress(**host['progress'])
-    trainer.choose(host['choices'])
+    notes += trainer.choose(host['choices'])
     for line in [*notes, f'going on from the checkpoint of step {progress.step}']:
       display.message(line)
   warming = time.perf_counter()
@@ -215,7 +216,7 @@ def _train(
   progress.seconds += time.perf_counter() - started
 
   log = Logs(spec, workdir, progress.step, display.message) if processes.first else NoLogs()
-  peak = peak_flops(capabilities.name, _matmul_format(spec.precision))
+  peak = peak_flops(capabilities.name, matmul_format(trainer.engines, spec.precision))
   try:
     state = train(
       Run(
@@ -269,10 +270,6 @@ def _read_result(path: Path) -> dict[str, Any] | None:
   except (FileNotFoundError, ValueError):
     return None
   return result if isinstance(result, dict) and 'val_bpb' in result else None
-
-
-def _matmul_format(precision: PrecisionSpec) -> str:
-  return 'tf32' if precision.matmul == 'fp32' and precision.tf32 else precision.matmul
 
 
 def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:

@@ -35,9 +35,9 @@ def card(sm: int, libraries: bool = True) -> Capabilities:
   [
     (75, True, 'fp32', 'sdpa', 'chunked'),
     (80, True, 'bf16', 'flash', 'triton'),
-    (80, False, 'bf16', 'sdpa', 'chunked'),
+    (80, False, 'bf16', 'flash', 'chunked'),
     (89, True, 'torch', 'flash', 'triton'),
-    (89, False, 'torch', 'sdpa', 'chunked'),
+    (89, False, 'torch', 'flash', 'chunked'),
     (90, True, 'te', 'cudnn', 'triton'),
     (90, False, 'torch', 'cudnn', 'chunked'),
     (100, True, 'te', 'cudnn', 'triton'),
@@ -70,7 +70,7 @@ def test_a_cpu_gets_fp32_and_says_why_and_the_reference_only_by_name():
     (card(75), PrecisionSpec(matmul='bf16'), 'T4 (sm_75) has no BF16'),
     (card(90, libraries=False), PrecisionSpec(), 'transformer_engine does not load (ModuleNotFoundError: no such module)'),
     (card(89, libraries=False), PrecisionSpec(fp8_engine='te'), 'transformer_engine does not load'),
-    (card(90, libraries=False), PrecisionSpec(fp8_engine='torch', attention_engine='flash'), 'flash_attn does not load'),
+    (card(90, libraries=False), PrecisionSpec(fp8_engine='torch', attention_engine='flash_attn'), 'flash_attn does not load'),
     (card(90, libraries=False), PrecisionSpec(fp8_engine='torch', vocab_loss_engine='triton'), 'triton does not load'),
     (card(90), PrecisionSpec(matmul='fp32', attention_engine='cudnn'), 'activations are fp32'),
     (CPU, PrecisionSpec(matmul='fp32', vocab_loss_engine='triton'), 'no GPU'),
@@ -90,6 +90,13 @@ def test_a_wish_that_can_be_met_is_met():
   assert choose_engines(card(90), PrecisionSpec(vocab_loss_engine='reference')).vocab_loss == 'reference'
 
 
+def test_a_cudnn_of_another_version_is_named():
+  found = dataclasses.replace(card(90), missing=(('cudnn', 'cuDNN version incompatibility: built for 9.19, found 9.14'),))
+  engines = choose_engines(found, PrecisionSpec())
+  assert engines.attention == 'cudnn'
+  assert 'cuDNN that torch was not built for (cuDNN version incompatibility: built for 9.19' in engines.notes[0]
+
+
 def test_every_wish_on_every_device_gives_an_engine_that_can_run_there():
   devices = [CPU, *(card(sm, libraries) for sm in CARDS for libraries in (True, False))]
   wishes = itertools.product(
@@ -102,7 +109,8 @@ def test_every_wish_on_every_device_gives_an_engine_that_can_run_there():
       assert engines.linear in LINEAR_ENGINES
       assert engines.linear != 'te' or (device.has('transformer_engine') and device.compute_capability >= (8, 9))
       assert engines.linear != 'torch' or device.compute_capability >= (8, 9)
-      assert engines.attention != 'flash' or device.has('flash_attn')
+      assert engines.attention != 'flash_attn' or device.has('flash_attn')
+      assert engines.attention != 'flash' or device.compute_capability >= (8, 0)
       assert engines.attention != 'cudnn' or device.compute_capability >= (8, 0)
       assert engines.vocab_loss != 'triton' or device.has('triton')
       assert engines == choose_engines(dataclasses.replace(device), precision)

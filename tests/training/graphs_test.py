@@ -1,5 +1,6 @@
 """One step a stage, made once; rows in pieces are the same step; a captured step is the eager one."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -83,12 +84,14 @@ def test_a_compiled_step_agrees_with_the_eager_one():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('attention', ['sdpa', 'short'])
 @pytest.mark.parametrize('matmul', ['bf16', 'fp8'])
-def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul):
+def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul, attention):
   """Ten graphs for ten stages; the state survives the warming; replays wait for nothing and do as the eager step."""
   device = torch.device('cuda')
   spec = tiny.spec(precision__matmul=matmul, model__head_dim=64, model__d_model=64, model__d_hidden=64)
   engines = choose_engines(detect(), spec.precision, spec.model.embedding_rank)
+  engines = dataclasses.replace(engines, attention=attention)
   text = Text(511, TEXT.token_bytes_V.to(device))
   optimizer = build(spec.optimizer, spec.model)
   curriculum = Curriculum(spec)

@@ -67,7 +67,8 @@ def test_a_stage_out_of_memory_goes_through_in_parts(prepared, small_memory, pre
   before = flatten(clone(trainer.state))
   trainer.warm(0, calibrate_first=True, tell=told.append)
   assert trainer.choices()['pieces'] == [2] * 8 + [3, 2]  # three rows do not go into two parts
-  assert told[0] == 'stage 1 (length 8): out of memory in 1 parts of 48 rows; in 2 from now on'
+  override = '--config.curriculum.stages[0].batch_size=24 should go through whole'
+  assert told[0] == f'stage 1 (length 8): out of memory in 1 parts of 48 rows; in 2 from now on; {override}'
   assert len(told) == 10
   after = flatten(trainer.state)
   assert all(torch.equal(leaf, after[path]) for path, leaf in before.items() if not path.startswith('fp8_state'))
@@ -83,6 +84,16 @@ def test_a_stage_out_of_memory_goes_through_in_parts(prepared, small_memory, pre
   (a, m), (b, n) = first_step(trainer, 9), first_step(resumed, 9)
   assert torch.equal(m.loss, n.loss)
   assert all(torch.equal(leaf, flatten(b)[path]) for path, leaf in flatten(a).items())
+
+
+def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
+  spec = tiny.spec(precision__matmul='fp8', precision__fp8_engine='reference')
+  trainer = build(prepared, spec)
+  choices = trainer.choices()
+  assert trainer.choose(choices) == []
+  elsewhere = {**choices, 'engines': {**choices['engines'], 'linear': 'te'}}
+  assert trainer.choose(elsewhere) == ['linears ran through te before the checkpoint and run through reference here']
+  assert trainer.engines.linear == 'reference'
 
 
 def test_a_single_row_that_does_not_fit_is_one_line(prepared, small_memory, monkeypatch):

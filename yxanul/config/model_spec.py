@@ -122,7 +122,7 @@ class ModelSpec:
     return embedding + self.n_layers * block + norm
 
 
-ATTENTION_ENGINES = ('auto', 'cudnn', 'flash', 'sdpa')
+ATTENTION_ENGINES = ('auto', 'cudnn', 'flash', 'flash_attn', 'sdpa')
 VOCAB_LOSS_ENGINES = ('auto', 'triton', 'chunked', 'reference')
 LINEARS = ('qkv', 'attention_out', 'up', 'down')
 
@@ -138,7 +138,8 @@ class PrecisionSpec:
   fp8_amax_history_steps: int = 1024
   fp8_margin: int = 0
   fp8_evaluation: bool = False  # evaluate in FP8 too, with the scales as training left them; off: in bf16
-  attention_engine: str = 'auto'  # auto (measured for each stage on a GPU) | cudnn | flash | sdpa
+  # auto (measured for each stage on a GPU) | cudnn, flash or sdpa (torch's) | flash_attn (the package)
+  attention_engine: str = 'auto'
   vocab_loss_engine: str = 'auto'  # auto | triton | chunked | reference
   tf32: bool = False  # let fp32 matrix products on a GPU use TF32
 

@@ -368,5 +368,8 @@ class ExperimentSpec:
     dimensions['n_kv_heads'] = self.model.d_qkv
     for name, width in dimensions.items():
       require(
-        width % 16 == 0, f'model.{name}', getattr(self.model, name), f'a linear width divisible by 16 for FP8, not {width}'
+        width % 16 == 0,
+        f'model.{name}',
+        getattr(self.model, name),
+        f'a linear width divisible by 16 for FP8 (it gives {width}), or precision.matmul=bf16',
       )

@@ -3,7 +3,10 @@
 Shapes: B rows, T length, H query heads, K key/value heads, C head width, O width of the packed projection, (H + 2K)C.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -52,8 +55,8 @@ _BACKENDS = {
   'sdpa': _PLAIN,
   'math': [SDPBackend.MATH],
 }
-# Over short rows cuDNN (9.14 under torch 2.11, one H200), replayed in a CUDA graph, never ended (length 8, 16,384 rows) or read
-# memory that was not its own (a tiny model, lengths 8 to 192); up to 256 the short kernel is the faster anyway.
+# Replayed in a CUDA graph (cuDNN 9.14 under torch 2.11, one H200), cuDNN over 16,384 rows of 8 tokens never ended, and is the
+# suspect of an illegal memory access over rows of 8 to 192; up to 256 the short kernel is the faster anyway.
 CUDNN_SHORTEST = 512
 _TRIAL_TOKENS = 131_072
 
@@ -64,23 +67,44 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
   Args:
     q_BTHC, k_BTKC, v_BTKC: one dtype.
     mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
-    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU), or `math`
-      (the scores written out: what the others are measured against). `cudnn` is `sdpa` for rows of fewer than CUDNN_SHORTEST
-      tokens, and where torch is told to be deterministic, which cuDNN is not.
+    engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU),
+      `flash_attn` (the package of that name, the newest that is installed) or `math` (the scores written out: what the
+      others are measured against). Where `runs` says so, it is another.
 
   Returns:
     (B, T, H, C), q's dtype.
   """
+  engine = 'sdpa' if mask_B1TT is not None else runs(engine, q_BTHC.shape[1])
+  if engine == 'flash_attn':
+    out = _flash_attn()(q_BTHC, k_BTKC, v_BTKC, causal=True)
+    return out[0] if isinstance(out, tuple) else out  # some versions give the log-sum-exp too
   q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
   grouped = q.shape[1] != k.shape[1]
   if grouped and mask_B1TT is not None:
     # Of torch's fused kernels on a GPU, the one that takes a mask takes no groups; without it the scores would be written out.
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     grouped = False
-  unfit = engine == 'cudnn' and (q.shape[-2] < CUDNN_SHORTEST or torch.are_deterministic_algorithms_enabled())
-  with sdpa_kernel(_PLAIN if unfit or mask_B1TT is not None else _BACKENDS[engine]):
+  with sdpa_kernel(_BACKENDS[engine]):
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped)
   return out.transpose(1, 2)
+
+
+def runs(engine: str, seq_len: int) -> str:
+  """What runs over rows of this length where `engine` is asked for: `sdpa` in place of `cudnn` for rows of fewer than
+  CUDNN_SHORTEST tokens, and of `cudnn` and `flash_attn` where torch is told to be deterministic, which they are not.
+  """
+  short = engine == 'cudnn' and seq_len < CUDNN_SHORTEST
+  loose = engine in ('cudnn', 'flash_attn') and torch.are_deterministic_algorithms_enabled()
+  return 'sdpa' if short or loose else engine
+
+
+@functools.cache
+def _flash_attn() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+  """flash-attn's function on (B, T, heads, C): version 3 (a package of its own), 4 or 2, in this order."""
+  for module in ('flash_attn_interface', 'flash_attn.cute', 'flash_attn'):
+    with contextlib.suppress(ImportError):
+      return importlib.import_module(module).flash_attn_func
+  raise ImportError('flash_attn')
 
 
 def packed_attention(
@@ -149,6 +173,8 @@ def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torc
   for engine in engines:
     try:
       times = [_milliseconds(qkv_BTO, model, tables, engine) for _ in range(trials + 1)]
+    except torch.AcceleratorError:  # the device is lost: whatever ran next would fail for a reason that is not its own
+      raise
     except Exception:  # each backend and Triton's compiler raise their own kinds for a shape that they do not take
       continue
     taken[engine] = sorted(times[1:])[trials // 2]

@@ -54,7 +54,7 @@ class Engines:
   """The engine of each kernel; `notes` holds one line for every wish that was not met."""
 
   linear: str  # te | torch | reference | bf16 | fp32
-  attention: str  # cudnn | flash | sdpa
+  attention: str  # cudnn | flash | flash_attn | sdpa
   vocab_loss: str  # triton | chunked | reference
   notes: tuple[str, ...] = ()
 
@@ -153,22 +153,25 @@ def _fp8_linear(c: Capabilities, wish: str) -> tuple[str, list[str]]:
 
 
 def _attention(c: Capabilities, wish: str, linear: str) -> tuple[str, list[str]]:
-  # cuDNN's and flash-attn's kernels take 16-bit inputs only; what follows the linears' format are the activations.
-  obstacles = {'cudnn': '', 'flash': '', 'sdpa': ''}
+  # These kernels take 16-bit inputs only; what follows the linears' format are the activations.
+  obstacles = dict.fromkeys(('cudnn', 'flash', 'flash_attn'), '')
   if c.device == 'cpu':
-    obstacles['cudnn'] = obstacles['flash'] = 'no GPU'
+    obstacles = dict.fromkeys(obstacles, 'no GPU')
   elif linear == 'fp32':
-    obstacles['cudnn'] = obstacles['flash'] = 'activations are fp32'
-  else:
-    if c.compute_capability < (8, 0):
-      obstacles['cudnn'] = f'needs sm_80, got {_sm(c)}'
-    if not c.has('flash_attn'):
-      obstacles['flash'] = _absence(c, 'flash_attn')
+    obstacles = dict.fromkeys(obstacles, 'activations are fp32')
+  elif c.compute_capability < (8, 0):
+    obstacles = dict.fromkeys(obstacles, f'needs sm_80, got {_sm(c)}')
+  elif not c.has('flash_attn'):
+    obstacles['flash_attn'] = _absence(c, 'flash_attn')
+  obstacles['sdpa'] = ''
   # cuDNN is the faster from Hopper on (measured on an H200, length 2048: 4.2 ms against flash 2's 6.8).
   order = ('cudnn', 'flash', 'sdpa') if c.compute_capability >= (9, 0) else ('flash', 'sdpa')
   best = next(engine for engine in order if not obstacles[engine])
+  notes = []
+  if best == 'cudnn' and 'cudnn' in dict(c.missing) and wish in ('auto', 'cudnn'):
+    notes.append(f'attention runs through a cuDNN that torch was not built for ({dict(c.missing)["cudnn"]})')
   if wish in ('auto', best):
-    return best, []
+    return best, notes
   return (best, [f'attention runs through {best}, not {wish}: {obstacles[wish]}']) if obstacles[wish] else (wish, [])
 
 

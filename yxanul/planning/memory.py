@@ -232,8 +232,8 @@ def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int) -> 
 def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> MemoryEstimate:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
-  parts = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
-  return dataclasses.replace(parts, optimizer_bytes=optimizer_bytes(spec))
+  memory = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
+  return dataclasses.replace(memory, optimizer_bytes=optimizer_bytes(spec))
 
 
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:

@@ -66,17 +66,19 @@ def measure(
 
 def compare(trainer: Trainer, stage: Stage, tokens: Tensor) -> Row:
   """The comparison at the trainer's state: 'parameters' by name, and the worst of each figure with its name."""
-  spec, engines, params = trainer.spec, trainer.engines, trainer.state.params
+  spec, params = trainer.spec, trainer.state.params
+  engines = dataclasses.replace(trainer.engines, attention=trainer.choices()['attention'][stage.index])
   rows = stage.spec.batch_size
   pieces = next(
     n for n in range(1, rows + 1) if rows % n == 0 and (n == rows or rows // n * stage.spec.seq_len <= _PIECE_TOKENS)
   )
 
   def gradients(engines: Engines) -> Gradients:
-    numerics = plain_numerics(spec, engines)
+    compiled = engines.linear != 'fp32' and trainer.device.type == 'cuda'  # the path that trains
+    numerics = plain_numerics(spec, engines, compiled)
     if is_fp8(engines):
       scale = trainer.state.fp8_state['scale']
-      numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), False)
+      numerics = fp8_numerics(spec, engines, engines.linear, scale, torch.zeros_like(scale), compiled)
     return differentiate(params, tokens, stage.spec, spec, numerics, engines, trainer.text, pieces)[2]
 
   exact = gradients(Engines('fp32', 'sdpa', 'chunked'))

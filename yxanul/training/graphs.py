@@ -112,10 +112,7 @@ class StepCache:
 
   def _capture(self, stages: Sequence[Stage]) -> Stage | None:
     """Captures all stages anew; the stage at which some process ran out of memory, None when all are captured."""
-    for step in self._steps.values():
-      step.release()
-    # Only now, and with nothing cached: a graph's pool is closed to whatever runs outside it.
-    torch.cuda.empty_cache()
+    self._release()
     pool = torch.cuda.graph_pool_handle()
     # The largest first: the others then find their memory in the pool.
     for stage in sorted(stages, key=lambda s: -s.spec.tokens_per_step):
@@ -127,13 +124,21 @@ class StepCache:
           raise
         fits = False
       if self._processes.any(not fits):
+        self._release()
         return stage
     return None
+
+  def _release(self) -> None:
+    """Gives the memory of all graphs back: their pool is closed to whatever runs outside them."""
+    for step in self._steps.values():
+      step.release()
+    torch.cuda.empty_cache()
 
   def __call__(
     self, stage: Stage, state: TrainState, tokens: Tensor, learning_rate: float, max_norm: float
   ) -> tuple[TrainState, StepMetrics]:
     if stage.index not in self._steps:
+      assert not self._captures, f'stage {stage.number} was not warmed'
       self._steps[stage.index] = self._make(stage, self._compiled, self._reduction)
     step = self._steps[stage.index]
     if isinstance(step, _Captured):

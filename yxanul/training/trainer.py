@@ -96,7 +96,8 @@ class Trainer:
     self._stream = Stream(prepared.train, spec.seed)
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
-    self._attention = [engines.attention] * len(curriculum.stages)
+    self._attention = [attention.runs(engines.attention, stage.spec.seq_len) for stage in curriculum.stages]
+    self._capabilities = capabilities
     self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'
     self._may_shrink = spec.curriculum.batch_size == 'max'
     self.step: StepCache | None = None
@@ -119,14 +120,21 @@ class Trainer:
       'processes': self.processes.world,
     }
 
-  def choose(self, choices: dict[str, Any]) -> None:
-    """Takes the choices of a checkpoint instead."""
+  def choose(self, choices: dict[str, Any]) -> list[str]:
+    """Takes the choices of a checkpoint instead; returns a line where this machine cannot keep one."""
+    notes, ours, theirs = [], self.engines.linear, choices['engines']['linear']
+    wish = dataclasses.replace(self.spec.precision, fp8_engine=theirs) if theirs in ('te', 'torch') else self.spec.precision
+    kept = choose_engines(self._capabilities, wish, self.spec.model.head_width).linear == theirs
     self.engines = dataclasses.replace(self.engines, **choices['engines'])
+    if is_fp8(self.engines) and not kept:
+      self.engines = dataclasses.replace(self.engines, linear=ours)
+      notes.append(f'linears ran through {theirs} before the checkpoint and run through {ours} here')
     self.curriculum = Curriculum(self.spec, choices['batches'])
     self._attention = choices['attention']
     # Other processes have other shares of the rows: the parts that those go through in are this run's own again.
     self._pieces = choices['pieces'] if choices['processes'] == self.processes.world else self._planned_pieces()
     self._measures_attention = self._may_shrink = False
+    return notes
 
   def warm(self, position: int, calibrate_first: bool, tell: Callable[[str], None]) -> None:
     """Makes the steps of the stages from `position` on: each runs once, and is made smaller where memory does not suffice.
@@ -190,16 +198,18 @@ class Trainer:
         f'--config.training.recompute=blocks'
       )
     self._pieces[stage.index] = possible[0]
-    tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on')
+    whole = f'--config.curriculum.stages[{stage.index}].batch_size={rows // possible[0] * world}'
+    tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on; {whole} should go through whole')
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
-    candidates = ['flash', 'sdpa', *(['cudnn'] if stage.spec.seq_len >= attention.CUDNN_SHORTEST else [])]
+    asked = ('flash', 'cudnn', *(['flash_attn'] if self._capabilities.has('flash_attn') else []), 'sdpa')
+    candidates = list(dict.fromkeys(attention.runs(engine, stage.spec.seq_len) for engine in asked))
     if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim, self.device):
       candidates.append('short')
     taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
-    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times}')
-    return next(iter(taken))
+    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
+    return next(iter(taken), self._attention[stage.index])
 
   def _first_tokens(self, stage: Stage) -> torch.Tensor:
     """This process's rows of a stage's first batch."""

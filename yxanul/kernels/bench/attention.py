@@ -49,19 +49,13 @@ def _subjects(engine: str, model: ModelSpec, n_tokens: int, length: int, device:
     Subject('cudnn_compiled', bind(_compiled, model, rows, length, device), captures),
     Subject('te', bind(_alone, _transformer_engine(model), model, rows, length, device), captures),
     Subject('flash', bind(_alone, _library('flash'), model, rows, length, device)),
-    Subject('flash_attn', bind(_alone, _flash_attn, model, rows, length, device)),
+    Subject('flash_attn', bind(_alone, _library('flash_attn'), model, rows, length, device)),
   ]
   return [ours, *peers]
 
 
 def _library(engine: str):
   return functools.partial(attention.attention, engine=engine)
-
-
-def _flash_attn(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
-  from flash_attn import flash_attn_func
-
-  return flash_attn_func(q_BTHC, k_BTKC, v_BTKC, causal=True)
 
 
 def _transformer_engine(model: ModelSpec):
