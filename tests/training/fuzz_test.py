@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import faults, mutations, tiny
+from tests import mutations, tiny
+from tests.faults import world
 from tests.mutations import one_line
 from yxanul import run
 from yxanul.config.convert import from_config, to_dict
@@ -29,7 +30,7 @@ RANDOM = st.randoms(use_true_random=False)
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp('fuzz') / 'run'
-  status, output, _ = faults.run(workdir)
+  status, output, _ = world.run(workdir)
   assert status == 0, output
   return workdir
 
@@ -53,7 +54,7 @@ def damaged(rng: random.Random, path: Path, to: Path) -> bytes:
 @given(rng=RANDOM)
 def test_a_damaged_config_is_refused_or_the_same(workdir, tmp_path_factory, rng):
   copy = tmp_path_factory.mktemp('config')
-  spec = tiny.spec(**faults.FIELDS)
+  spec = tiny.spec(**world.FIELDS)
   damaged(rng, workdir / 'config.json', copy / 'config.json')
   same = one_line(lambda: run.check_workdir(spec, copy) or True)
   if same:
@@ -145,7 +146,7 @@ def test_reading_a_run_back_unpickles_nothing(workdir, tmp_path, monkeypatch):
       monkeypatch.setattr(module, name, refuse)
   from yxanul.data import prepare
 
-  spec = tiny.spec(**faults.FIELDS)
+  spec = tiny.spec(**world.FIELDS)
   prepared = prepare.prepare(spec.data, workdir / 'data')
   assert prepared.train.tokens[0][0] >= 0
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'c')
@@ -164,6 +165,6 @@ def test_an_array_of_objects_is_refused_by_name(workdir, tmp_path):
 
   shutil.copytree(workdir / 'data' / 'train', tmp_path / 'train')
   path = tmp_path / 'train' / '00000.tokens.npy'
-  np.save(path, np.array([faults.World], dtype=object), allow_pickle=True)
+  np.save(path, np.array([world.World], dtype=object), allow_pickle=True)
   with pytest.raises(ValueError, match=r'00000\.tokens\.npy'):
     shards.open(tmp_path / 'train', verify=True)
