@@ -187,9 +187,11 @@ def _vocab_loss(c: Capabilities, wish: str, linear: str, width: int) -> tuple[st
     obstacle = _absence(c, 'triton')
   elif width not in (16, 32, 64, 128):
     obstacle = f'needs 16, 32, 64 or 128 columns in front of the head, got {width}'
-  if wish == 'auto':
-    return ('chunked' if obstacle else 'triton'), []
-  if wish == 'triton' and obstacle:
+  if wish == 'auto' and not obstacle:
+    return 'triton', []
+  if wish == 'auto' and (c.device == 'cpu' or linear == 'fp32'):
+    return 'chunked', []  # as everybody expects there
+  if obstacle and wish in ('auto', 'triton'):
     return 'chunked', [f'vocabulary loss runs in chunks, not through triton: {obstacle}']
   return wish, []
 
