@@ -141,7 +141,7 @@ def test_the_python_that_readme_shows_runs(clone):
 
 
 def test_the_files_and_extras_that_readme_names_exist():
-  for name in re.findall(r'`((?:yxanul|experiments|third_party|tests)/[\w/.]+)`', README):
+  for name in re.findall(r'`((?:yxanul|experiments|third_party|tests)/[\w/.-]+)`', README):
     assert (tiny.REPOSITORY / name).exists(), name
   for group in re.findall(r"`pip install -e '(\.\[.*?\])'`", README):
     extras(['-e', group])
@@ -159,10 +159,12 @@ def test_the_files_and_extras_that_readme_names_exist():
     ('quickstart', 'val_bpb', '{:.3f} bits per byte'),
     ('quickstart', 'xz_bpb', 'needs {:.3f}'),
     ('quickstart', 'seconds', 'after {:.0f} s'),
+    ('quickstart', 'xz_given_training_bpb', 'or {:.3f} when'),
     ('bench-ultra', 'tokens_per_second', '{:,.0f} tokens/s'),
     ('bench-ultra', 'fp8_over_bf16', '{:.2f} times as fast'),
     ('fp8-quality', 'bpb_fp8', '{:.4f} against'),
     ('fp8-quality', 'bpb_bf16', 'against {:.4f}'),
+    ('tokenizer', 'train_minutes', '{:.1f} minutes'),
     ('tokenizer', 'superbpe_bytes_per_token', '{:.2f} bytes a token'),
     ('tokenizer', 'gpt2_bytes_per_token', 'GPT-2 {:.2f}'),
     ('tokenizer', 'bpe_bytes_per_token', 'plain BPE {:.2f}'),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.reporting.conftest import write_run
 from yxanul.reporting import comparison
-from yxanul.reporting.comparison import write_comparison
+from yxanul.reporting.comparison import final_figures, target_bpb, write_comparison
 from yxanul.reporting.run_files import read_run
 
 
@@ -83,3 +83,14 @@ def test_runs_of_one_name_are_told_apart_and_too_many_are_refused(tmp_path):
     write_comparison([runs[0], runs[0]], tmp_path / 'out')
   with pytest.raises(ValueError, match='at most 8'):
     write_comparison(runs * 5, tmp_path / 'out')
+
+
+def test_runs_scored_on_different_text_are_not_measured_by_one_another(pair, tmp_path):
+  lines = [json.loads(line) for line in (pair[1] / 'metrics.jsonl').read_text().splitlines()]
+  lines = [line | ({'val_bytes': 7} if 'val_bytes' in line else {}) for line in lines]
+  assert 'different held-out text' not in write_comparison(pair, tmp_path / 'same').read_text()
+  (pair[1] / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  runs = [read_run(workdir) for workdir in pair]
+  assert target_bpb(runs) is None
+  assert [row['val_bpb_difference'] for row in final_figures(runs)] == [None, None]
+  assert 'different held-out text' in write_comparison(pair, tmp_path / 'out').read_text()

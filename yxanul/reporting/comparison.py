@@ -50,6 +50,7 @@ def write_comparison(workdirs: Sequence[Path], folder: Path, note: str = '') -> 
     note=note,
     figures=[(heading, [write(row[key]) for row in rows]) for key, heading, write in _FIGURES],
     target=numbers.decimals(target_bpb(runs), 3),
+    same_text=same_text(runs),
     differing=[(field, [_value(v) for v in values]) for field, values in differing(runs)],
     held_out=_plots(runs, names, _HELD_OUT, folder),
     training=_plots(runs, names, _TRAINING, folder),
@@ -80,8 +81,15 @@ def held_out_bpb(run: RunFiles) -> float | None:
   return run.evaluations[-1]['val_bpb'] if run.evaluations else None
 
 
+def same_text(runs: Sequence[RunFiles]) -> bool:
+  """Whether all runs were scored on as many bytes of held-out text; bits per byte of different texts cannot be compared."""
+  return len({run.evaluations[-1]['val_bytes'] for run in runs if run.evaluations}) <= 1
+
+
 def target_bpb(runs: Sequence[RunFiles]) -> float | None:
-  """The best figure that every run reached."""
+  """The best figure that every run reached; None too where they were not scored on the same text."""
+  if not same_text(runs):
+    return None
   best = [min(_known(run.evaluations, 'val_bpb'), default=None) for run in runs]
   return None if None in best else max(best)
 
@@ -103,7 +111,7 @@ def reach(run: RunFiles, bpb: float | None, key: str) -> float | None:
 
 def final_figures(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
   """A row for each run, finished or not; ratios are against the first."""
-  target = target_bpb(runs)
+  target, comparable = target_bpb(runs), same_text(runs)
   rows = []
   for run in runs:
     last = (
@@ -114,7 +122,9 @@ def final_figures(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
       {
         'experiment': run.config['name'],
         'val_bpb': bpb,
-        'val_bpb_difference': None if bpb is None or not rows or rows[0]['val_bpb'] is None else bpb - rows[0]['val_bpb'],
+        'val_bpb_difference': bpb - rows[0]['val_bpb']
+        if comparable and rows and None not in (bpb, rows[0]['val_bpb'])
+        else None,
         'target_tokens': reach(run, target, 'tokens'),
         'target_seconds': seconds,
         'speedup': rows[0]['target_seconds'] / seconds if rows and seconds and rows[0]['target_seconds'] else None,

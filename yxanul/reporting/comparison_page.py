@@ -28,6 +28,8 @@ TEMPLATE = page.template("""\
 <header>
 <p class="eyebrow">Yxanul · {{ names | length }} runs compared</p>
 <h1>{{ names | join(', ') }}</h1>
+{% if not same_text %}<p class="note">These runs were scored on different held-out text: their bits per byte say nothing
+about one another.</p>{% endif %}
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
 </header>
 
