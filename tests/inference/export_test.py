@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,14 @@ def logits(model) -> torch.Tensor:
   return transformer.apply(model.params, tokens(), model.spec, model.numerics)
 
 
+def run_example(folder: Path) -> str:
+  """What the Python on the card of an exported folder prints, its only change the name of the folder."""
+  code = (folder / 'README.md').read_text().split('```python\n')[1].split('```')[0].replace('FOLDER', str(folder))
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
 def same(a: dict, b: dict) -> bool:
   return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 
@@ -73,7 +82,7 @@ def test_transformers_loads_it_and_computes_the_same(model, tmp_path):
 def test_transformers_writes_the_same_text_as_we_do(trained_run, tmp_path):
   transformers = pytest.importorskip('transformers')
   model = load(trained_run)
-  export(model, tmp_path, measured(trained_run))
+  export(model, tmp_path, measured(trained_run, model))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
   (text,) = complete(model, [''], Sampling(tokens=20, temperature=0), streams(0, 1))
@@ -82,11 +91,8 @@ def test_transformers_writes_the_same_text_as_we_do(trained_run, tmp_path):
   assert tokenizer.decode(found, skip_special_tokens=True) == text
   card = (tmp_path / 'README.md').read_text()
   assert f'{json.loads((trained_run / "result.json").read_text())["val_bpb"]:.4f}' in card
-  # The card's own example runs.
-  code = card.split('```python\n')[1].split('```')[0].replace('FOLDER', repr(str(tmp_path)))
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, cwd=tmp_path)
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith('The history of')
+  assert 'Not finished' not in card
+  assert run_example(tmp_path).startswith('The history of')
 
 
 def test_the_tokenizer_encodes_as_ours_does(trained_run, tmp_path):
@@ -109,7 +115,7 @@ def test_factorized_comes_back_bit_for_bit(model, tmp_path):
   assert same(again.params, model.params)
   assert again.spec == model.spec
   assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
-  assert measured(tmp_path) == RESULT
+  assert measured(tmp_path, again) == RESULT
 
 
 def test_multiplied_out_comes_back_within_rounding(model, tmp_path):
@@ -136,6 +142,24 @@ def test_what_is_published_names_no_path_of_this_machine(trained_run, tmp_path):
   assert load(tmp_path).params['final_norm.weight'].dtype == torch.float32
 
 
+def test_only_an_earlier_export_is_overwritten(trained_run, tmp_path):
+  model = load(trained_run)
+  data = tmp_path / 'data'
+  shutil.copytree(trained_run / 'data', data)
+  kept = {path: path.read_bytes() for path in data.rglob('*') if path.is_file()}
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'README.md').write_text('mine')
+  (tmp_path / 'file').write_text('mine')
+  for folder in (data, data / 'tokenizer', tmp_path / 'mine', tmp_path / 'file'):
+    with pytest.raises(ValueError, match='holds something else'):
+      export(model, folder, {})
+  assert kept == {path: path.read_bytes() for path in data.rglob('*') if path.is_file()}
+  assert [path.read_text() for path in (tmp_path / 'mine').iterdir()] == ['mine']
+  (tmp_path / 'empty').mkdir()
+  for _ in range(2):
+    export(model, tmp_path / 'empty', {})
+
+
 def test_mistakes_are_named(model, tmp_path, trained_run):
   mixed = dataclasses.replace(model.spec, activation='gelu' if model.spec.activation == 'swiglu' else 'swiglu')
   wrong = dataclasses.replace(model, experiment=dataclasses.replace(model.experiment, model=mixed))
@@ -149,8 +173,12 @@ def test_mistakes_are_named(model, tmp_path, trained_run):
   (tmp_path / 'y' / 'model.safetensors').write_bytes(b'\x08' + bytes(7) + b'{"a": 1}')
   with pytest.raises(ValueError, match=r'model\.safetensors: '):
     load(tmp_path / 'y')
-  (tmp_path / 'y' / 'config.json').write_text('{"model_type": "llama"}')
-  with pytest.raises(ValueError, match='neither the workdir of a run nor a folder'):
+  for config in ('{"model_type": "llama"}', '{"model_type": "llama", "yxanul": {}}', '{"yxanul": []}'):
+    (tmp_path / 'y' / 'config.json').write_text(config)
+    with pytest.raises(ValueError, match='neither the workdir of a run nor a folder'):
+      load(tmp_path / 'y')
+  (tmp_path / 'y' / 'config.json').write_text('[]')
+  with pytest.raises(ValueError, match='not a JSON object'):
     load(tmp_path / 'y')
 
 
@@ -195,9 +223,21 @@ def test_the_tools_do_all_of_it(trained_run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(tokenizers.__file__).parents[2])
     return done.returncode, done.stdout, done.stderr
 
-  exported = str(tmp_path / 'exported')
-  status, output, errors = run('export', f'--model={trained_run}', f'--output={exported}', '--factorized')
+  exported, unfinished = str(tmp_path / 'exported'), tmp_path / 'unfinished'
+  for name in ('checkpoints', 'data'):
+    shutil.copytree(trained_run / name, unfinished / name)
+  shutil.copy(trained_run / 'config.json', unfinished)
+  status, output, errors = run('export', f'--model={unfinished}', f'--output={exported}', '--factorized')
   assert (status, 'README.md there' in output) == (0, True), errors
+  step, n_tokens = load(trained_run).checkpoint
+  assert n_tokens == json.loads((trained_run / 'result.json').read_text())['tokens']
+  note = f'Not finished: the checkpoint of step {step:,}, after {n_tokens:,} tokens.'
+  assert output.endswith(f'{note}\n')
+  assert f'**{note}**' in (tmp_path / 'exported' / 'README.md').read_text()
+  assert measured(Path(exported), load(Path(exported)))['finished'] is False  # an export of the export says so too
+  run_example(Path(exported))
+  status, _, errors = run('generate', '--model=')
+  assert (status, errors.startswith('error: --model: missing')) == (2, True), errors
   status, output, errors = run('generate', f'--model={exported}', '--prompt=The th', '--tokens=12', '--seed=3', '--top_p=0.9')
   sampling = Sampling(tokens=12, top_p=0.9)
   assert (status, output) == (0, 'The th' + complete(load(trained_run), ['The th'], sampling, streams(3, 1))[0] + '\n'), errors

@@ -22,15 +22,17 @@ _FIGURES = (
 )
 
 _TRANSFORMERS = """```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
-inputs = tokenizer('The history of', return_tensors='pt')
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+tokenizer = AutoTokenizer.from_pretrained('FOLDER')
+model = AutoModelForCausalLM.from_pretrained('FOLDER')
+ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer('The history of').input_ids]])
+print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0, 1:]))
 ```
 
-Every document in training began behind the token {end} (id {end_id}); the tokenizer does not add it."""
+Every document in training began behind the token {end} (id {end_id}); the tokenizer
+does not add it, so the prompt gets it here."""
 
 _LLAMA_CPP = """
 ### llama.cpp
@@ -53,7 +55,10 @@ python -m yxanul.tools.generate --model=FOLDER --prompt='The history of'
 ```
 
 ```python
+from pathlib import Path
+
 from yxanul.inference.load import load
+
 model = load(Path('FOLDER'))  # model.params: the names and shapes of yxanul.config.model_spec.ModelSpec.parameter_shapes
 ```
 
@@ -67,11 +72,18 @@ def splits(tokenizer: Tokenizer) -> str | None:
   return next((name for name, theirs in known.items() if theirs.pre_tokenize_str(_PROBE) == ours), None)
 
 
+def unfinished(result: dict[str, Any]) -> str:
+  """One line that says so where the run was not over, '' where it was or nothing is known of it."""
+  if result.get('finished', True):
+    return ''
+  return f'Not finished: the checkpoint of step {result["step"]:,}, after {result["tokens"]:,} tokens.'
+
+
 def model_card(model: Model, result: dict[str, Any], factorized: bool, dtype: str, n_stored: int) -> str:
   """README.md of the folder.
 
   Args:
-    result: result.json of the run, {} where there is none.
+    result: what `export.measured` gives, {} where there is nothing.
     n_stored: numbers in the weights file.
   """
   experiment, spec = model.experiment, model.spec
@@ -102,6 +114,8 @@ def model_card(model: Model, result: dict[str, Any], factorized: bool, dtype: st
     'It is a base model: it continues text, follows no instructions, and what it writes is not checked by anybody.',
     '',
   ]
+  if note := unfinished(result):
+    lines += [f'**{note}**', '']
   found = [(what, form.format(result[name])) for name, what, form in _FIGURES if result.get(name) is not None]
   if found:
     lines += ['## Measured', '', '| what | figure |', '|---|---|', *(f'| {what} | {figure} |' for what, figure in found), '']

@@ -32,14 +32,14 @@ def export(model: Model, folder: Path, result: dict[str, Any], factorized: bool 
 
   Args:
     folder: made if missing, and may hold an earlier export.
-    result: a run's result.json, for the card; {} where there is none.
+    result: what `measured` gives, for the card; {} where there is nothing.
     dtype: of the weights, one of DTYPES.
 
   Raises:
     ValueError: transformers has no such architecture; the folder holds something else.
   """
-  if (folder / 'checkpoints').exists() or (folder.exists() and not folder.is_dir()):
-    raise ValueError(f'--output={folder}: holds something else, wants a folder of its own')
+  if not _is_free(folder):
+    raise ValueError(f'--output={folder}: holds something else, wants a folder that is new, empty or an earlier export')
   spec, end = model.spec, model.tokenizer.end_of_text_id
   if factorized:
     config, tensors = {'model_type': FACTORIZED, 'architectures': ['Yxanul']}, model.params
@@ -64,12 +64,18 @@ def export(model: Model, folder: Path, result: dict[str, Any], factorized: bool 
   _write(folder / 'config.json', config)
 
 
-def measured(folder: Path) -> dict[str, Any]:
-  """The figures of the run in a workdir, or of the one that an export came from; {} where there are none yet."""
+def measured(folder: Path, model: Model) -> dict[str, Any]:
+  """The figures of the run in a workdir, or of the one that an export came from.
+
+  Of a run that is not over: `finished` False, and the step and tokens of the checkpoint that `model` was loaded from.
+  """
   path = folder / 'result.json'
-  return (
-    json.loads(path.read_text(encoding='utf-8')) if path.exists() else read_config(folder).get('yxanul', {}).get('result', {})
-  )
+  if path.exists():
+    return json.loads(path.read_text(encoding='utf-8'))
+  if model.checkpoint is not None:
+    step, tokens = model.checkpoint
+    return {'finished': False, 'step': step, 'tokens': tokens}
+  return read_config(folder).get('yxanul', {}).get('result', {})
 
 
 def read_export(folder: Path) -> Model:
@@ -79,7 +85,7 @@ def read_export(folder: Path) -> Model:
     ValueError: it is not one, or a file is missing or broken.
   """
   config = read_config(folder)
-  if 'yxanul' not in config:
+  if not (_is_export(config) and 'experiment' in config['yxanul'] and 'model_type' in config):
     raise ValueError(f'--model={folder}: neither the workdir of a run nor a folder that tools.export wrote')
   experiment = from_saved(config['yxanul']['experiment'])
   try:
@@ -90,6 +96,20 @@ def read_export(folder: Path) -> Model:
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, embedding_rank=0))
     tensors = hugging_face.to_ours(tensors, experiment.model)
   return on_device(experiment, tensors, tokenizers.load(folder))
+
+
+def _is_export(config: Any) -> bool:
+  return isinstance(config, dict) and isinstance(config.get('yxanul'), dict)
+
+
+def _is_free(folder: Path) -> bool:
+  """Whether writing there loses nothing but an earlier export."""
+  if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    return True
+  try:
+    return _is_export(read_config(folder))
+  except ValueError:
+    return False
 
 
 def _public(experiment: ExperimentSpec) -> ExperimentSpec:

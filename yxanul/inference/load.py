@@ -1,5 +1,6 @@
 """A trained model from wherever it was kept."""
 
+import dataclasses
 from pathlib import Path
 
 from yxanul.config.convert import from_saved
@@ -19,5 +20,7 @@ def load(folder: Path) -> Model:
   if 'curriculum' not in config:
     return read_export(folder)
   experiment = from_saved(config)
-  params, _, _ = read_params(folder / 'checkpoints', experiment.model.parameter_shapes())
-  return on_device(experiment, params, tokenizers.load(data_directory(experiment, folder) / 'tokenizer'))
+  params, host, _ = read_params(folder / 'checkpoints', experiment.model.parameter_shapes())
+  model = on_device(experiment, params, tokenizers.load(data_directory(experiment, folder) / 'tokenizer'))
+  progress = host['progress']
+  return dataclasses.replace(model, checkpoint=(progress['step'], progress['tokens']))

@@ -25,6 +25,7 @@ class Model:
   params: Params
   tokenizer: Tokenizer
   engines: Engines
+  checkpoint: tuple[int, int] | None = None  # steps and tokens trained, where it was read from a run's checkpoint
 
   @property
   def spec(self) -> ModelSpec:
@@ -62,15 +63,19 @@ def read_config(folder: Path) -> dict[str, Any]:
   """The config.json of a folder.
 
   Raises:
-    ValueError: in one line: there is none, or it is not JSON.
+    ValueError: in one line: there is none, or it is no JSON object.
   """
   path = folder / 'config.json'
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    config = json.loads(path.read_text(encoding='utf-8'))
   except (FileNotFoundError, NotADirectoryError):
-    raise ValueError(f'--model={folder}: holds no model (no config.json), wants the workdir of a run') from None
+    wants = 'the workdir of a run, or a folder that tools.export wrote'
+    raise ValueError(f'--model={folder}: holds no model (no config.json), wants {wants}') from None
   except ValueError as error:
     raise ValueError(f'{path}: not readable as JSON ({error})') from None
+  if not isinstance(config, dict):
+    raise ValueError(f'{path}: not a JSON object')
+  return config
 
 
 def on_device(experiment: ExperimentSpec, params: Params, tokenizer: Tokenizer) -> Model:

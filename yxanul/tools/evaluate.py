@@ -62,7 +62,7 @@ def _text(model, folder: Path) -> None:
 
 
 def main() -> None:
-  if _MODEL.value is None:
+  if not _MODEL.value:
     raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
   from yxanul.inference.load import load
 

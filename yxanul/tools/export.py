@@ -19,17 +19,22 @@ _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the 
 
 
 def main() -> None:
-  if _MODEL.value is None:
+  if not _MODEL.value:
     raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
-  if _OUTPUT.value is None:
+  if not _OUTPUT.value:
     raise ValueError('--output: missing, wants the folder to write')
+  from yxanul.inference.card import unfinished
   from yxanul.inference.export import export, measured
   from yxanul.inference.load import load
 
   folder, output = Path(_MODEL.value), Path(_OUTPUT.value)
-  export(load(folder), output, measured(folder), _FACTORIZED.value, _DTYPE.value)
+  model = load(folder)
+  result = measured(folder, model)
+  export(model, output, result, _FACTORIZED.value, _DTYPE.value)
   size = (output / 'model.safetensors').stat().st_size
   print(f'{output}: {numbers.byte_size(size)} of weights; README.md there says how to load them')
+  if note := unfinished(result):
+    print(note)
 
 
 if __name__ == '__main__':

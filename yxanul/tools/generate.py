@@ -35,7 +35,7 @@ def _typed() -> Iterator[str]:
 
 
 def main() -> None:
-  if _MODEL.value is None:
+  if not _MODEL.value:
     raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
   if '' in _STOP.value:
     raise ValueError("--stop: got '', wants at least one character")
