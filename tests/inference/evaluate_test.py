@@ -1,5 +1,6 @@
 """Bits per byte of any text by the rule of a run, and lm-eval over local tasks."""
 
+import dataclasses
 import json
 import math
 
@@ -50,6 +51,12 @@ def test_sources_are_told_apart_and_context_helps(model, tmp_path):
   short = tokenize([Document('The value of the object', 'x', START)], model.tokenizer, 100)
   (whole, _), (stepped, _) = evaluate(model, short, 64), evaluate(model, short, 64, stride=1)
   assert whole['nats'] == pytest.approx(stepped['nats'], rel=1e-5)
+
+
+def test_rows_of_any_length_need_no_attention_of_training(model):
+  documents = tokenize([Document('The value of the object', 'x', START)], model.tokenizer, 100)
+  other = dataclasses.replace(model, engines=dataclasses.replace(model.engines, attention='chosen for training'))
+  assert evaluate(other, documents, 7) == evaluate(model, documents, 7)
 
 
 def test_rolling_is_the_same_rule_a_text_at_a_time(model):

@@ -147,6 +147,28 @@ def test_draws_keep_to_top_k_and_top_p():
   assert set(drawn(temperature=0)) == {0}
 
 
+@pytest.mark.parametrize('temperature', [5e-324, 1e-45, 1e-8, 1e308])
+def test_any_finite_temperature_can_be_drawn_at(temperature):
+  logits, stream = torch.tensor([-torch.inf, 80.0, 90.0, -70.0]), torch.Generator().manual_seed(0)
+  drawn = {draw(logits, Sampling(temperature=temperature), stream) for _ in range(100)}
+  assert drawn == ({1, 2, 3} if temperature > 1 else {2})
+
+
+def test_sampling_wants_numbers_that_can_be_drawn_with():
+  for name in ('temperature', 'top_p'):
+    for value in (math.nan, math.inf, -0.1):
+      with pytest.raises(ValueError, match=f'{name}: got {value}'):
+        Sampling(**{name: value})
+
+
+def test_nothing_is_read_behind_the_last_token(model, monkeypatch):
+  generator = Generator(model)
+  extend, n_reads = generator._extend, []
+  monkeypatch.setattr(generator, '_extend', lambda *arguments: n_reads.append(1) or extend(*arguments))
+  list(generator(['a'], Sampling(tokens=3, temperature=0), streams(0, 1)))
+  assert len(n_reads) == 3  # the prompt, and two of the three tokens
+
+
 def test_what_is_streamed_is_never_taken_back():
   text = _Text(Sampling(stop=('\n\n', 'END')))
   pieces = ['é'.encode()[:1], 'é'.encode()[1:], b'a\n', b'b', b'E', b'N', b'x', b'\n', b'\nmore']

@@ -112,7 +112,7 @@ def evaluate(
   rows = max(1, experiment.evaluation.batch_size * experiment.evaluation.seq_len // seq_len)
   batches = evaluation_batches(documents, seq_len, rows, max_tokens, stride, max_bytes)
   text = Text(model.tokenizer.end_of_text_id, torch.from_numpy(model.tokenizer.token_bytes).to(model.device))
-  step = make_eval_step(dataclasses.replace(experiment, precision=plain), model.engines, text)
+  step = make_eval_step(dataclasses.replace(experiment, precision=plain), model.any_length, text)
   n_sources = len(documents.sources)
   nats_S = torch.zeros(n_sources, dtype=torch.float64, device=model.device)
   counted_S = torch.zeros(n_sources, dtype=torch.int64)

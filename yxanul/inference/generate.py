@@ -9,6 +9,7 @@ Shapes: B rows, T length, V vocabulary.
 
 import codecs
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,12 +32,19 @@ class Sampling:
   top_p: float = 1.0  # draw from the fewest likeliest whose probabilities, at the temperature, sum to p (arXiv 1904.09751)
   stop: tuple[str, ...] = ()  # ends before any of these, besides at the end-of-text
 
+  def __post_init__(self):
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(f'temperature: got {self.temperature}, wants a finite number from 0 on')
+    if not 0 <= self.top_p <= 1:
+      raise ValueError(f'top_p: got {self.top_p}, wants a number from 0 to 1')
+
 
 def draw(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
   """One index of unnormalized log-probabilities."""
   if sampling.temperature == 0:
     return int(logits_V.argmax())
-  logits_V = logits_V.float().cpu() / sampling.temperature
+  logits_V = logits_V.double().cpu()
+  logits_V = ((logits_V - logits_V.max()) / sampling.temperature).float()  # the likeliest is 0 at the tiniest temperature too
   if sampling.top_k and sampling.top_k < len(logits_V):
     least = logits_V.topk(sampling.top_k).values[-1]
     logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
@@ -110,7 +118,7 @@ class Generator:
     if not alive:
       return
     logits_BV, cache = self._read_anew([rows[i] for i in alive])
-    for _ in range(sampling.tokens):
+    for n_left in reversed(range(sampling.tokens)):
       for i, logits_V in zip(alive, logits_BV, strict=True):
         token = draw(logits_V, sampling, generators[i])
         rows[i].append(token)
@@ -123,6 +131,8 @@ class Generator:
       if len(kept) < len(alive):
         alive = [alive[at] for at in kept]
         cache = Cache(cache.keys_LBSKC[:, kept], cache.values_LBSKC[:, kept], cache.lengths_B[kept])
+      if not n_left:
+        break
       if max(len(rows[i]) for i in alive) > model.window:
         logits_BV, cache = self._read_anew([rows[i] for i in alive])
       else:

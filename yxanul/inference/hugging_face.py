@@ -106,8 +106,8 @@ def config(spec: ModelSpec, end_of_text_id: int) -> dict[str, Any]:
 def _names(spec: ModelSpec) -> tuple[dict[str, str], str]:
   """Their names of what belongs to no layer, and the prefix of a layer."""
   if architecture(spec) == 'gpt2':
-    names = {'table': 'wte', 'embedding.position': 'wpe.weight', 'final_norm.weight': 'ln_f.weight'}
-    names |= {'final_norm.bias': 'ln_f.bias', 'table': 'wte.weight'}
+    names = {'table': 'wte.weight', 'embedding.position': 'wpe.weight'}
+    names |= {'final_norm.weight': 'ln_f.weight', 'final_norm.bias': 'ln_f.bias'}
     return {ours: f'transformer.{theirs}' for ours, theirs in names.items()}, 'transformer.h.{}.'
   return {'table': 'model.embed_tokens.weight', 'final_norm.weight': 'model.norm.weight'}, 'model.layers.{}.'
 

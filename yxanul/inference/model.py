@@ -31,10 +31,14 @@ class Model:
   def spec(self) -> ModelSpec:
     return self.experiment.model
 
+  @property
+  def any_length(self) -> Engines:
+    """The engines for rows of any length: other attention was chosen for the lengths of training."""
+    return dataclasses.replace(self.engines, attention='sdpa')
+
   @functools.cached_property
   def numerics(self) -> Numerics:
-    # Rows come in any length here, and the other engines were chosen for the lengths of training.
-    return dataclasses.replace(plain_numerics(self.experiment, self.engines), attention='sdpa')
+    return plain_numerics(self.experiment, self.any_length)
 
   @functools.cached_property
   def undrawable_V(self) -> Tensor:

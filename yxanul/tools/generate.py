@@ -21,7 +21,7 @@ _TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from the likeliest k tokens; 0: 
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Draw from the likeliest tokens that hold this share.', lower_bound=0.0, upper_bound=1.0
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same texts.', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same texts.', lower_bound=0, upper_bound=2**63 - 1)
 _STOP = flags.DEFINE_multi_string('stop', [], 'End before this string; may be given several times.')
 
 
@@ -42,8 +42,8 @@ def main() -> None:
   from yxanul.inference.generate import Generator, Sampling, streams
   from yxanul.inference.load import load
 
-  generator = Generator(load(Path(_MODEL.value)))
   sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, tuple(_STOP.value))
+  generator = Generator(load(Path(_MODEL.value)))
 
   def tell(prompt: str, stream) -> str:
     text = prompt
