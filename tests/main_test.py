@@ -123,6 +123,29 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(whole, tmp_path, number):
   checkpoints.close()
 
 
+def test_one_process_at_a_time_trains_in_a_workdir(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  arguments = (f'--workdir={workdir}', *tiny.flags(data__directory=whole / 'data', curriculum__budget_tokens=2_000_000))
+  first = tiny.main(*arguments)
+  try:
+    while first.poll() is None and not (workdir / 'metrics.jsonl').exists():
+      time.sleep(0.01)
+    status, output, errors = tiny.finish(tiny.main(*arguments))
+    assert (status, output, errors) == (2, '', f'error: --workdir={workdir}: another process is training here\n')
+    assert first.poll() is None
+  finally:
+    first.kill()
+    first.communicate()
+  again = tiny.main(*arguments)
+  lines = len(tiny.metrics(workdir))
+  while again.poll() is None and len((workdir / 'metrics.jsonl').read_text().splitlines()) <= lines:
+    time.sleep(0.01)
+  again.send_signal(signal.SIGINT)
+  status, _, errors = tiny.finish(again)
+  assert status == 75, errors
+  assert not (workdir / 'run.lock').exists()
+
+
 def test_another_configuration_is_refused_with_the_fields_named(whole, tmp_path):
   before = {p: p.read_bytes() for p in whole.rglob('*') if p.is_file() and p.name != 'lock'}
   status, _, errors = tiny.finish(tiny.main(f'--workdir={whole}', *tiny.flags(seed=3, model__n_layers=3)))

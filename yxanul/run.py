@@ -15,6 +15,7 @@ from yxanul.config.convert import deciding, differing_fields, listed, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
+from yxanul.data.lock import locked
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.inference.compression import xz_marks
 from yxanul.inference.model import Model
@@ -62,6 +63,7 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
   training = spec.training
   unwritten: list[str] = []
   with (
+    _alone(workdir) if processes.first else contextlib.nullcontext(),
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
     _display(spec, curriculum, price_per_hour, processes) as display,
   ):
@@ -124,21 +126,29 @@ def _checkpoints(spec: ExperimentSpec, workdir: Path, display: Display) -> Check
 
 
 @contextlib.contextmanager
-def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
-  """`config.json` stands before anything else does; settings that turn out wrong leave no workdir that was not there."""
+def _alone(workdir: Path) -> Iterator[None]:
+  """One process at a time trains in a workdir; what was not there and stays empty goes at the end."""
   made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  try:
+    with locked(workdir / 'run.lock', busy=f'--workdir={workdir}: another process is training here'):
+      yield
+  finally:
+    with contextlib.suppress(OSError):  # what is not empty stays
+      for folder in made:
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
+  """`config.json` stands before anything else does; it goes again where the settings turn out wrong."""
   path = workdir / 'config.json'
   is_new = not path.exists()
-  workdir.mkdir(parents=True, exist_ok=True)
   write_atomically(path, _json(to_dict(spec)))
   try:
     yield
   except (ValueError, OSError):
     if is_new:
       path.unlink()
-      with contextlib.suppress(OSError):  # what is not empty stays
-        for folder in made:
-          folder.rmdir()
     raise
 
 

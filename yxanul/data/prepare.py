@@ -7,10 +7,8 @@ settings and what it took. It may be killed at any moment: the same call goes on
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from yxanul.config.convert import differing_fields, listed, to_dict
 from yxanul.config.spec import DataSpec
 from yxanul.data import prepare_encode, prepare_near, prepare_select, shards, sources, sources_hub, superbpe
 from yxanul.data import tokenizer as tokenizers
+from yxanul.data.lock import locked
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.prepare_select import TRAIN, Progress, Selection, silent
 from yxanul.data.sources_document import Document
@@ -63,7 +62,7 @@ def prepare(spec: DataSpec, directory: Path | str, progress: Progress = silent) 
   named = _named_tokenizer(spec)
   made = [path for path in (directory, *directory.parents) if not path.exists()]
   try:
-    with _lock(directory):
+    with locked(directory / 'lock'):
       return _prepare(spec, directory, named, progress)
   except OSError as error:
     if error.errno in _NO_SPACE:
@@ -85,24 +84,6 @@ def is_prepared(spec: DataSpec, directory: Path | str) -> bool:
   """
   saved = _saved(spec, Path(directory))
   return saved is not None and saved['done']
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-  """One process at a time prepares in a directory; a lock ends with its process, however that ends."""
-  path = directory / 'lock'
-  while True:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = path.open('w')
-    fcntl.flock(file, fcntl.LOCK_EX)
-    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-      break
-    file.close()  # whoever had it has removed it since
-  with file:
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
 
 
 def _settings(spec: DataSpec) -> dict[str, Any]:
