@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import pytest
 
@@ -98,3 +100,12 @@ def test_a_mistake_is_one_line_and_status_2(arguments, problem):
   assert (done.returncode, done.stdout) == (2, '')
   assert done.stderr.startswith(problem)
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_ends_without_a_traceback(tmp_path):
+  os.mkfifo(tmp_path / 'bench.json')
+  process = tiny.start('tools.plan', '--config=experiments/ultra.py', f'--check={tmp_path / "bench.json"}')
+  with (tmp_path / 'bench.json').open('w'):  # opens once the tool reads there, and waits
+    process.send_signal(signal.SIGINT)
+    status, output, errors = tiny.finish(process)
+  assert (status, output, errors) == (130, '', '\n')

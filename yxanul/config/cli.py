@@ -6,6 +6,7 @@ defines `--config`.
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -171,7 +172,7 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
   With `takes_arguments`, `main` receives the list of what stands among the flags; without, there may be nothing.
 
   A ValueError or OSError is a user's mistake or a fault of the machine: one line on stderr and exit status 2. With
-  `--verbosity=1` the traceback comes too.
+  `--verbosity=1` the traceback comes too. Ctrl-C ends with 130, as shells have it.
   """
 
   def guarded(argv: list[str]) -> int | None:
@@ -196,4 +197,8 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
     except (ValueError, flags.Error, OSError) as error:
       return _fail(error)
 
-  app.run(guarded, flags_parser=parse)
+  try:
+    app.run(guarded, flags_parser=parse)
+  except KeyboardInterrupt:
+    print(file=sys.stderr)  # below the ^C
+    sys.exit(128 + signal.SIGINT)
