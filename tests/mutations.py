@@ -52,7 +52,7 @@ def json_of(rng: random.Random, tree: Any) -> Any:
   for _ in range(rng.randint(1, 2)):
     places = list(_places(tree))
     if not places:
-      return rng.choice(STRANGE)
+      return copy.deepcopy(rng.choice(STRANGE))
     owner, key = rng.choice(places)
     kind = rng.randrange(4)
     if kind == 0:
@@ -64,7 +64,7 @@ def json_of(rng: random.Random, tree: Any) -> Any:
     elif kind == 2 and isinstance(owner[key], int | float) and not isinstance(owner[key], bool):
       owner[key] = rng.choice((owner[key] + 1, -owner[key], owner[key] * 2, str(owner[key]), float(owner[key])))
     else:
-      owner[key] = rng.choice(STRANGE)
+      owner[key] = copy.deepcopy(rng.choice(STRANGE))  # or the next change would be made to STRANGE itself
   return tree
 
 
