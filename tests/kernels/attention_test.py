@@ -33,12 +33,13 @@ def test_flash_attn_says_the_same(flash_attn):
   torch.testing.assert_close(attention.attention(q, k, v, engine='flash_attn'), attention.attention(q, k, v))
 
 
-def test_cudnn_keeps_away_from_short_rows_and_from_deterministic_runs():
-  assert attention.runs('cudnn', 256) == 'sdpa'
-  assert attention.runs('cudnn', 512) == 'cudnn'
-  assert attention.runs('flash_attn', 8) == 'flash_attn'
-  torch.use_deterministic_algorithms(True)
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_cudnn_keeps_away_from_short_rows_and_from_deterministic_runs(deterministic):
+  before = torch.are_deterministic_algorithms_enabled()
+  torch.use_deterministic_algorithms(deterministic)
   try:
-    assert [attention.runs(engine, 2048) for engine in ('cudnn', 'flash_attn', 'flash')] == ['sdpa', 'sdpa', 'flash']
+    assert [attention.runs('cudnn', length) for length in (256, 512)] == ['sdpa', 'sdpa' if deterministic else 'cudnn']
+    assert attention.runs('flash_attn', 8) == ('sdpa' if deterministic else 'flash_attn')
+    assert attention.runs('flash', 2048) == 'flash'
   finally:
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
