@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
-from yxanul.kernels import fp8
+from yxanul.kernels import fp8, fp8_fused
 from yxanul.kernels.capabilities import Engines
 from yxanul.model import transformer
 from yxanul.optim.build import build
@@ -184,6 +184,23 @@ def test_recomputed_blocks_give_the_same_step_bit_for_bit(engines, monkeypatch):
   a, b = flatten(a), flatten(b)
   assert all(torch.equal(a[k], b[k]) for k in a)
   assert all(torch.equal(x, y) for x, y in zip(m, n, strict=True))
+
+
+def test_the_fused_path_of_fp8_takes_the_same_step(monkeypatch):
+  """What runs on a GPU, where steps are compiled: q, k and v from the norm, their gradients cast as they are turned."""
+  spec, stage, state, step, tokens = make(FP8)
+  optimizer = build(spec.optimizer, spec.model)
+  plain, m = step(clone(state), tokens, *rates())
+  monkeypatch.setattr(transformer, '_compiled', lambda function: function)  # the path, without the compiler
+  monkeypatch.setattr(torch, 'compile', lambda function, **_: function)
+  calls, norm_qkv = [], fp8_fused.norm_qkv
+  monkeypatch.setattr(fp8_fused, 'norm_qkv', lambda *arguments: calls.append(1) or norm_qkv(*arguments))
+  fused, n = make_train_step(spec, stage, optimizer, FP8, TEXT, 1, compiled=True)(clone(state), tokens, *rates())
+  assert len(calls) == spec.model.n_layers
+  assert torch.equal(m.loss, n.loss)
+  for name, first in plain.opt_state[1]['first'].items():  # the moment holds the gradient; other roundings of BF16's sums
+    assert (fused.opt_state[1]['first'][name] - first).norm() <= 2e-2 * first.norm(), name
+  torch.testing.assert_close(fused.fp8_state['scale'], plain.fp8_state['scale'], rtol=1e-2, atol=0.0)
 
 
 def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():

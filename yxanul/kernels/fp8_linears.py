@@ -35,17 +35,7 @@ class Fp8Linears(Linears):
   def norm_linear(self, x_BTD: Tensor, delta_BTD: Tensor | None, p: Params) -> tuple[Tensor, Tensor]:
     if not self._fuses('qkv'):
       return super().norm_linear(x_BTD, delta_BTD, p)
-    return fp8_fused.norm_linear(
-      x_BTD,
-      delta_BTD,
-      p['attention_norm.weight'],
-      p['qkv.weight'],
-      self.scale[0],
-      self.amax[0],
-      self.engine,
-      self.model.norm_eps,
-      self.precision.fp8_recipe,
-    )
+    return fp8_fused.norm_linear(*self._qkv(x_BTD, delta_BTD, p), self.precision.fp8_recipe)
 
   def norm_qkv(
     self, x_BTD: Tensor, delta_BTD: Tensor | None, p: Params, rope_tables: tuple[Tensor, Tensor] | None, fused: bool
@@ -53,17 +43,13 @@ class Fp8Linears(Linears):
     precision, model = self.precision, self.model
     if not (fused and rope_tables and self._fuses('qkv') and fp8_fused.fuses(self.engine, precision.fp8_recipe)):
       return super().norm_qkv(x_BTD, delta_BTD, p, rope_tables, fused)
-    return fp8_fused.norm_qkv(
-      x_BTD,
-      delta_BTD,
-      p['attention_norm.weight'],
-      p['qkv.weight'],
-      self.scale[0],
-      self.amax[0],
-      self.engine,
-      model.norm_eps,
-      fp8_fused.Rotation(*rope_tables, model.n_heads, model.n_kv_heads, model.head_dim),
-    )
+    rotation = fp8_fused.Rotation(*rope_tables, model.n_heads, model.n_kv_heads, model.head_dim)
+    return fp8_fused.norm_qkv(*self._qkv(x_BTD, delta_BTD, p), rotation)
+
+  def _qkv(self, x_BTD: Tensor, delta_BTD: Tensor | None, p: Params) -> tuple:
+    """What the fused functions of the first sublayer take alike."""
+    weights = p['attention_norm.weight'], p['qkv.weight']
+    return x_BTD, delta_BTD, *weights, self.scale[0], self.amax[0], self.engine, self.model.norm_eps
 
   def norm_mlp(self, x_BTD: Tensor, delta_BTD: Tensor, p: Params) -> tuple[Tensor, Tensor]:
     if not self._fuses('up', 'down'):
