@@ -198,8 +198,10 @@ def test_the_fused_path_of_fp8_takes_the_same_step(monkeypatch):
   fused, n = make_train_step(spec, stage, optimizer, FP8, TEXT, 1, compiled=True)(clone(state), tokens, *rates())
   assert len(calls) == spec.model.n_layers
   assert torch.equal(m.loss, n.loss)
-  for name, first in plain.opt_state[1]['first'].items():  # the moment holds the gradient; other roundings of BF16's sums
-    assert (fused.opt_state[1]['first'][name] - first).norm() <= 2e-2 * first.norm(), name
+  # The moment holds the gradient. The packed one is rounded to BF16 before its cast and the fused one is not: sqrt(0.8 e step)
+  # of a cast to E5M2 is 0.02 for each of two layers.
+  for name, first in plain.opt_state[1]['first'].items():
+    assert (fused.opt_state[1]['first'][name] - first).norm() <= 5e-2 * first.norm(), name
   torch.testing.assert_close(fused.fp8_state['scale'], plain.fp8_state['scale'], rtol=1e-2, atol=0.0)
 
 
