@@ -154,7 +154,8 @@ def test_other_shapes_are_refused(tmp_path):
 def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
   shapes = {'blocks.qkv.weight': (40, 30)}
   saved(tmp_path / 'c', [1, 2, 3])
-  flip(tmp_path / 'c' / '3')
+  data = largest_file(tmp_path / 'c' / '3')
+  data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))  # all: damage to what is not read is not seen
   before = {p: p.read_bytes() for p in (tmp_path / 'c').rglob('*') if p.is_file()}
   params, host, notes = read_params(tmp_path / 'c', shapes)
   assert params.keys() == shapes.keys()

@@ -202,7 +202,7 @@ def test_the_fused_path_of_fp8_takes_the_same_step(monkeypatch):
   # of a cast to E5M2 is 0.02 for each of two layers.
   for name, first in plain.opt_state[1]['first'].items():
     assert (fused.opt_state[1]['first'][name] - first).norm() <= 5e-2 * first.norm(), name
-  torch.testing.assert_close(fused.fp8_state['scale'], plain.fp8_state['scale'], rtol=1e-2, atol=0.0)
+  torch.testing.assert_close(fused.fp8_state['scale'], plain.fp8_state['scale'], rtol=5e-2, atol=0.0)
 
 
 def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():
