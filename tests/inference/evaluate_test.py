@@ -128,7 +128,8 @@ def test_lm_eval_runs_its_tasks(model, tmp_path, monkeypatch):
   from yxanul.inference.harness import Harness, run_tasks
 
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-  figures, table = run_tasks(model, tasks(tmp_path), None, None)
+  figures, table, n_long = run_tasks(model, tasks(tmp_path), None, None)
+  assert n_long == 0
   assert figures['choose']['acc,none'] == 1.0
   questions = ['The value of th', 'It is an err']
   nats = -sum(Likelihood(model).rolling(questions))

@@ -92,5 +92,16 @@ def test_a_context_longer_than_the_window_loses_its_start(model):
   assert short_logp != pytest.approx(logp, abs=1e-6)
   # Texts that fit are scored the same.
   assert scorer.continuations([('ab', 'a')])[0][0] == pytest.approx(whole.continuations([('ab', 'a')])[0][0], abs=1e-5)
-  with pytest.raises(ValueError, match='does not fit into the window of 12'):
-    scorer.continuations([('a', 'b1a ' * 30)])
+
+
+def test_a_continuation_longer_than_the_window_is_scored_in_rows(model):
+  scorer, long = Likelihood(small.narrowed(model, 12)), 'b1a ' * 30
+  alone, short, behind = scorer.continuations([('', long), ('ab', 'a'), ('ab ' * 9, long)])
+  assert scorer.n_long == 2
+  before, both = scorer.rolling(['ab ' * 9, 'ab ' * 9 + long])
+  assert alone == (pytest.approx(scorer.rolling([long])[0]), False)
+  assert behind == (pytest.approx(both - before), False)
+  assert short == Likelihood(model).continuations([('ab', 'a')])[0]
+  # The exact sum over covers, where the window is long enough, is near what its own tokens give.
+  ((exact, _),) = Likelihood(model).continuations([('ab ' * 9, long)])
+  assert behind[0] == pytest.approx(exact, rel=0.2)

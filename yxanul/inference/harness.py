@@ -29,13 +29,13 @@ class Harness(LM):
 
   def __init__(self, model: Model):
     super().__init__()
-    self._model, self._likelihood = model, Likelihood(model)
+    self._model, self.likelihood = model, Likelihood(model)
 
   def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-    return self._answer('loglikelihood', requests, lambda some: self._likelihood.continuations(some))
+    return self._answer('loglikelihood', requests, lambda some: self.likelihood.continuations(some))
 
   def loglikelihood_rolling(self, requests) -> list[float]:
-    return self._answer('loglikelihood_rolling', requests, lambda some: self._likelihood.rolling([text for (text,) in some]))
+    return self._answer('loglikelihood_rolling', requests, lambda some: self.likelihood.rolling([text for (text,) in some]))
 
   def generate_until(self, requests) -> list[str]:
     def generate(some: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -71,8 +71,8 @@ def _sampling(arguments: dict[str, Any]) -> Sampling:
   return dataclasses.replace(sampling, **{'temperature': 1.0} | given)
 
 
-def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, shots: int | None) -> tuple[dict[str, Any], str]:
-  """Figures of the harness's tasks, by task, and its table of them.
+def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, shots: int | None) -> tuple[dict, str, int]:
+  """Figures of the harness's tasks, by task, its table of them, and how many continuations were longer than the window.
 
   Args:
     examples: of each task, at most.
@@ -86,8 +86,9 @@ def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, s
   for name in names:
     if not manager.match_tasks([name]) and not Path(name).is_file():
       raise ValueError(f'--tasks: got {name!r}, wants tasks that lm-eval has, or YAML files (`lm-eval ls tasks` lists them)')
+  harness = Harness(model)
   found = lm_eval.simple_evaluate(
-    model=Harness(model),
+    model=harness,
     tasks=list(tasks),
     task_manager=manager,
     limit=examples,
@@ -95,4 +96,4 @@ def run_tasks(model: Model, tasks: Sequence[str | dict], examples: int | None, s
     bootstrap_iters=1000,
     log_samples=False,
   )
-  return found['results'], make_table(found)
+  return found['results'], make_table(found), harness.likelihood.n_long

@@ -85,6 +85,7 @@ class Likelihood:
   def __init__(self, model: Model):
     self.model = model
     self.boundary = Boundary(model.tokenizer)
+    self.n_long = 0  # continuations so far that did not fit into the window
 
   def _branches(self, text: str) -> tuple[Branch, ...]:
     return self.boundary.branches(text) if text else ()
@@ -92,25 +93,30 @@ class Likelihood:
   def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
     """Of each (context, continuation), two texts of any length.
 
-    Where both do not fit into the model's window, the start of the context is left out.
+    Where both do not fit into the model's window, the start of the context is left out. Where the continuation alone does
+    not, both are scored as `rolling` does, by their own tokens: then whether it is the likeliest is not looked at, and False.
 
     Returns:
       log P(context + continuation) - log P(context) in nats: how likely a document that begins with the context's bytes
       goes on with the continuation's. And whether it is what decoding the likeliest gives: the likeliest cover of the
       context, then the likeliest token after it each time, until the continuation is covered.
-
-    Raises:
-      ValueError: a continuation alone does not fit into the window.
     """
     end = self.model.tokenizer.end_of_text_id
     branches = [(self._branches(context), self._branches(context + continuation)) for context, continuation in pairs]
     drops = [self._dropped(*both) for both in branches]
     wanted = {
-      (end, *branch.head)[drop:] for both, drop in zip(branches, drops, strict=True) for side in both for branch in side
+      (end, *branch.head)[drop:]
+      for both, drop in zip(branches, drops, strict=True)
+      if drop is not None
+      for side in both
+      for branch in side
     }
     rows = sorted(wanted)
     readings = dict(zip(rows, read(self.model, rows), strict=True))
-    return [self._continuation(*both, drop, readings) for both, drop in zip(branches, drops, strict=True)]
+    return [
+      self._long(*pair) if drop is None else self._continuation(*both, drop, readings)
+      for pair, both, drop in zip(pairs, branches, drops, strict=True)
+    ]
 
   def rolling(self, texts: Sequence[str]) -> list[float]:
     """log p of each text whole, in nats, by the rule of bits per byte: its own tokens, the first from an end-of-text token on.
@@ -130,13 +136,18 @@ class Likelihood:
       totals.append(float(np.concatenate(fresh).sum()))
     return totals
 
-  def _dropped(self, before: tuple[Branch, ...], after: tuple[Branch, ...]) -> int:
-    """How many tokens of the context to leave out so that every head fits behind what is left."""
+  def _long(self, context: str, continuation: str) -> tuple[float, bool]:
+    self.n_long += 1
+    before, both = self.rolling([context, context + continuation])
+    return both - before, False
+
+  def _dropped(self, before: tuple[Branch, ...], after: tuple[Branch, ...]) -> int | None:
+    """How many tokens of the context to leave out so that every head fits behind what is left; None where none can."""
     longest = max((1 + len(branch.head) for branch in after), default=1)
     drop = max(0, longest - self.model.window)
     kept = before[0].head[:drop] if before else ()
     if any(branch.head[:drop] != kept for branch in (*before, *after)) or len(kept) < drop:
-      raise ValueError(f'a continuation of about {longest} tokens does not fit into the window of {self.model.window}')
+      return None
     return drop
 
   def _continuation(self, before, after, drop: int, readings) -> tuple[float, bool]:

@@ -45,7 +45,9 @@ def _tasks(model) -> None:
     from yxanul.inference.harness import run_tasks
   except ImportError as error:
     raise ValueError(f"--tasks: needs lm-eval, pip install '.[eval]' ({error})") from None
-  figures, table = run_tasks(model, _TASKS.value, _LIMIT.value, _SHOTS.value)
+  figures, table, n_long = run_tasks(model, _TASKS.value, _LIMIT.value, _SHOTS.value)
+  if n_long:
+    print(f'{n_long} continuations longer than the window of {model.window} tokens, scored in rows', file=sys.stderr)
   print(json.dumps(figures, indent=1, default=str) if _JSON.value else table)
 
 
