@@ -220,6 +220,12 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
   assert not workdir.exists()
 
 
+def test_a_config_of_another_program_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={tmp_path}', *tiny.flags()))
+  assert (status, errors) == (2, f"error: --workdir={tmp_path}: config.json there is not a run's\n")
+
+
 def test_a_workdir_that_cannot_be_written(tmp_path):
   target = tmp_path / 'file'
   target.write_text('kept')

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yxanul.config.convert import deciding, differing_fields, listed, to_dict
+from yxanul.config.convert import deciding, differing_fields, is_saved, listed, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -294,8 +294,8 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
       before = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
       raise ValueError(f'{path}: not readable as JSON ({error})') from None
-    if not isinstance(before, dict):
-      raise ValueError(f'{path}: got {type(before).__name__}, wants the configuration of a run')
+    if not is_saved(before):
+      raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
     differing = differing_fields(deciding(before), deciding(to_dict(spec)))
     if differing:
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')

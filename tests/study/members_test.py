@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from yxanul.config import registry
-from yxanul.config.convert import from_config
+from yxanul.config.convert import from_config, to_dict
 from yxanul.study import members
 from yxanul.study.members import Member
 
@@ -79,7 +79,7 @@ def test_folders_are_found_again_by_budget_name_and_seed(tmp_path):
   for seconds in (120.0, 2.5, 0.0):
     folder = members.run_folder(tmp_path, seconds, member, 1)
     folder.mkdir(parents=True)
-    (folder / 'config.json').write_text('{"seed": 1}')
+    (folder / 'config.json').write_text(json.dumps(to_dict(member.spec)))
     (folder / 'result.json').write_text('{}')
   assert members.budgets(tmp_path) == [2.5, 120.0]
   found = members.finished(tmp_path, 120.0)

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests import tiny
+from yxanul.config.convert import to_dict
 from yxanul.kernels import capabilities
 from yxanul.kernels.capabilities import Capabilities
 from yxanul.tools import doctor
@@ -36,15 +37,24 @@ def test_the_preflight_of_an_experiment_that_can_run(tmp_path):
   assert result['can_run'] is True
   assert [row['n'] for row in result['steps']['stages']] == [2] * 10
   assert {finding['level'] for finding in result['findings']} <= {'ok', 'warning'}
+  assert 'speed and memory not compared' in result['findings'][-1]['text']
   assert [p.name for p in (tmp_path / 'work').iterdir()] == ['data']
 
 
 def test_a_workdir_of_another_run_cannot_take_this_one(tmp_path):
-  (tmp_path / 'config.json').write_text(json.dumps({'seed': 7}))
+  (tmp_path / 'config.json').write_text(json.dumps(to_dict(tiny.spec(seed=7))))
   done = run(*tiny.flags(), f'--workdir={tmp_path}')
   assert done.returncode == 1
   assert 'holds a run of another configuration' in done.stdout
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+
+
+def test_json_has_standard_output_alone(tmp_path):
+  done = run('--json=-', *tiny.flags(data__source='/no/such/text.txt'), f'--workdir={tmp_path / "work"}')
+  assert done.returncode == 1
+  assert json.loads(done.stdout)['can_run'] is False
+  assert 'quickstart cannot run here' in done.stderr
+  assert not (tiny.REPOSITORY / '-').exists()
 
 
 def test_data_that_is_missing_cannot_run(tmp_path):

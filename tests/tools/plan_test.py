@@ -65,6 +65,9 @@ def test_a_check_against_the_recorded_bench_is_a_record(tmp_path):
   assert record['figures']['speed_error_max']['value'] < 0.1
   assert record['figures']['memory_error_max']['value'] < 0.08
   assert len(record['stages']) == 10
+  # A record of the bench, in which what is said of the engines was left out, is enough.
+  done = plan(f'--config={BENCHED}', '--check=experiments/records/2026-11-22_bench-ultra/record.json', '--json=-')
+  assert json.loads(done.stdout)['figures'] == record['figures']
 
 
 def test_a_fit_prints_what_fit_json_holds():
@@ -84,7 +87,7 @@ def test_a_fit_prints_what_fit_json_holds():
       ['--config=experiments/ultra.py', '--gpu=h100', f'--check={BENCH}'],
       f'error: --check={BENCH}: measured on NVIDIA H200, the plan is for --gpu=h100',
     ),
-    (['--config=experiments/ultra.py:gpu=h100', f'--check={BENCH}'], 'error: the bench of ultra timed no stage of this plan'),
+    (['--config=experiments/ultra.py:gpu=h100', f'--check={BENCH}'], 'error: the bench timed no stage of this plan'),
     (
       ['--config=experiments/ultra.py', '--json=/no/such/plan.json'],
       'error: --json=/no/such/plan.json: the folder does not exist',
@@ -100,6 +103,23 @@ def test_a_mistake_is_one_line_and_status_2(arguments, problem):
   assert (done.returncode, done.stdout) == (2, '')
   assert done.stderr.startswith(problem)
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ('flag', 'text', 'field'),
+  [
+    ('check', '{}', 'hardware'),
+    ('fit', '[]', 'hardware'),
+    ('check', '{"hardware": "NVIDIA H200", "versions": {}, "n": 1, "schedule": null, "stages": [1]}', 'stages'),
+    ('fit', '{"hardware": "NVIDIA H200", "versions": {}, "n": 1, "schedule": null, "stages": []}', 'precision'),
+  ],
+)
+def test_json_that_is_no_bench_is_one_line(flag, text, field, tmp_path):
+  path = tmp_path / 'bench.json'
+  path.write_text(text)
+  done = plan('--config=experiments/ultra.py', f'--{flag}={path}')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == f"error: --{flag}={path}: not a bench of tools.bench --json, it lacks '{field}'\n"
 
 
 def test_ctrl_c_ends_without_a_traceback(tmp_path):

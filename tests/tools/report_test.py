@@ -41,3 +41,10 @@ def test_several_runs_make_a_comparison(tmp_path):
 def test_a_mistake_is_one_line_and_status_2(arguments, problem):
   done = report(*arguments)
   assert (done.returncode, done.stdout, done.stderr) == (2, '', problem)
+
+
+def test_the_folder_of_another_program_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  done = report(str(tmp_path))
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == f"error: {tmp_path}: not the workdir of a run, config.json there is not a run's\n"

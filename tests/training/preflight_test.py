@@ -106,6 +106,17 @@ def test_batches_that_warming_made_smaller_are_not_compared(monkeypatch):
   assert levels(found) == ['ok'] * 10 + ['warning']
 
 
+def test_a_card_without_a_plan_is_told(monkeypatch):
+  stages = tiny.spec().curriculum.stages
+  rows = [row(stage, {'stage': i, 'tokens_per_second': 1.0, 'memory_bytes': 1}) for i, stage in enumerate(stages, 1)]
+  monkeypatch.setattr(preflight.benchmark, 'measure', lambda *_: measured(rows))
+  card = dataclasses.replace(H200, name='NVIDIA T4')
+  result, found = preflight.check_steps(tiny.spec(), corpus(1), card, 20, print)
+  assert result['check'] is None
+  assert levels(found) == ['ok'] * 10 + ['warning']
+  assert found[-1].text == 'no plan for NVIDIA T4: speed and memory not compared'
+
+
 def test_nothing_runs_where_the_first_step_cannot_be_made(monkeypatch):
   def refuse(*_):
     raise ValueError('stage of length 8: needs about 9.0 GB')

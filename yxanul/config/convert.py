@@ -97,6 +97,11 @@ def _completed(kind: Any, value: Any) -> Any:
   return value
 
 
+def is_saved(config: Any) -> bool:
+  """Whether JSON that was read is the configuration of a run, of whatever version; other programs write a config.json too."""
+  return isinstance(config, Mapping) and all(isinstance(config.get(name), Mapping) for name in ('data', 'model', 'curriculum'))
+
+
 def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
   """The fields in which two nested dicts differ, with both values; None stands where one has no such field."""
   if isinstance(a, Mapping) and isinstance(b, Mapping):

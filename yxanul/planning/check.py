@@ -6,6 +6,19 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
+# What is read of the JSON of tools.bench: by a check, and by a fit.
+CHECKED = {'hardware': str, 'versions': dict, 'n': int, 'stages': list, 'schedule': dict | None}
+FITTED = {'hardware': str, 'precision': str, 'stages': list}
+
+
+def missing(bench: Any, fields: Mapping[str, Any]) -> str | None:
+  """The first of `fields` that JSON lacks, or has in another form, so that it is no bench; None where it has them all."""
+  for name, kind in fields.items():
+    if not isinstance(bench, dict) or name not in bench or not isinstance(bench[name], kind):
+      return name
+  return None if all(isinstance(row, dict) and 'stage' in row for row in bench['stages']) else 'stages'
+
+
 def compare(plan: Row, bench: Row) -> dict[str, Any]:
   """Errors of the plan, as shares of what was measured: 'stages', 'figures' in the form of a record.
 
@@ -38,7 +51,7 @@ def compare(plan: Row, bench: Row) -> dict[str, Any]:
       }
     )
   if not stages:
-    raise ValueError(f'the bench of {bench["experiment"]} timed no stage of this plan; wants the same experiment and variant')
+    raise ValueError('the bench timed no stage of this plan; wants the same experiment and variant')
   errors = {kind: [abs(row[f'{kind}_error']) for row in stages if row[f'{kind}_error'] is not None] for kind in _KINDS}
   figures = {f'{kind}_error_max': {'value': max(values), 'unit': 'share'} for kind, values in errors.items() if values}
   if bench['schedule'] and bench['schedule']['complete']:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from yxanul.config.convert import is_saved
+
 Line = dict[str, Any]
 
 
@@ -56,11 +58,14 @@ def read_run(workdir: Path) -> RunFiles:
   """
   if not (workdir / 'config.json').is_file():
     raise ValueError(f'{workdir}: not the workdir of a run, it has no config.json')
+  config = _read_json(workdir / 'config.json')
+  if not is_saved(config):
+    raise ValueError(f"{workdir}: not the workdir of a run, config.json there is not a run's")
   metrics, result, samples = (workdir / name for name in ('metrics.jsonl', 'result.json', 'samples.txt'))
   lines = _read_lines(metrics) if metrics.is_file() else []
   return RunFiles(
     workdir=workdir,
-    config=_read_json(workdir / 'config.json'),
+    config=config,
     training=[line for line in lines if 'loss' in line],
     evaluations=[line for line in lines if 'val_bpb' in line],
     rollbacks=[line for line in lines if 'to_step' in line],

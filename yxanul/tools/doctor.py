@@ -8,9 +8,11 @@ twenty real steps of every stage against the plan for this card. Nothing stays i
 status says whether the experiment can run: 0 yes, 1 no; 2 is a mistake in the command.
 """
 
+import contextlib
 import dataclasses
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from yxanul.config.spec import ExperimentSpec
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is going to be; default runs/NAME.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Steps to take of every stage, after three that are not timed.', lower_bound=1)
 _PRICE = flags.DEFINE_float('price', None, 'Dollars an hour of this machine, to tell what the run costs.', lower_bound=0)
-_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON.')
+_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output, alone.')
 
 Result = dict[str, Any]
 EXIT_CANNOT_RUN = 1
@@ -119,11 +121,8 @@ def _show_steps(spec: ExperimentSpec, steps: Result) -> None:
     print(f'the whole run at this speed: {numbers.duration(seconds)} of training{price}, evaluations apart')
 
 
-def main() -> int:
-  spec = cli.spec()[1] if flags.FLAGS['config'].value is not None else None
-  if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
-  # Whatever needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
+def _examine(spec: ExperimentSpec | None) -> Result:
+  # Whatever needs torch is imported late: it takes seconds, and no mistake in a flag should wait for it.
   from yxanul.kernels.capabilities import detect, driver
   from yxanul.reporting import doctor_tables, tables
 
@@ -146,9 +145,22 @@ def main() -> int:
     tables.print_table(doctor_tables.finding_table(result['findings']))
     can_run = all(finding.level != 'problem' for finding in found)
     print(f'{spec.name} {"can run here" if can_run else "cannot run here"}')
-  if _JSON.value:
-    Path(_JSON.value).write_text(json.dumps(result | {'can_run': can_run}, indent=1) + '\n', encoding='utf-8')
-  return 0 if can_run else EXIT_CANNOT_RUN
+  return result | {'can_run': can_run}
+
+
+def main() -> int:
+  spec = cli.spec()[1] if flags.FLAGS['config'].value is not None else None
+  alone = _JSON.value == '-'
+  if _JSON.value and not alone and not Path(_JSON.value).absolute().parent.is_dir():
+    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
+  with contextlib.redirect_stdout(sys.stderr) if alone else contextlib.nullcontext():
+    result = _examine(spec)
+  text = json.dumps(result, indent=1) + '\n'
+  if alone:
+    print(text, end='')
+  elif _JSON.value:
+    Path(_JSON.value).write_text(text, encoding='utf-8')
+  return 0 if result['can_run'] else EXIT_CANNOT_RUN
 
 
 if __name__ == '__main__':

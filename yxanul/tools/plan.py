@@ -33,10 +33,15 @@ Result = dict[str, Any]
 
 
 def _read(flag: str, path: str) -> Result:
+  from yxanul.planning import check
+
   try:
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    bench = json.loads(Path(path).read_text(encoding='utf-8'))
   except ValueError as error:
     raise ValueError(f'--{flag}={path}: not readable as JSON ({error})') from None
+  if field := check.missing(bench, check.FITTED if flag == 'fit' else check.CHECKED):
+    raise ValueError(f'--{flag}={path}: not a bench of tools.bench --json, it lacks {field!r}')
+  return bench
 
 
 def _bench(flag: str, path: str) -> tuple[Result, Any]:

@@ -93,7 +93,9 @@ def check_steps(
   measured['check'] = None
   found = list(_broken(measured))
   card = gpus.by_name(capabilities.name)
-  if card and measured['schedule']:
+  if card is None:
+    found.append(Finding('warning', f'no plan for {capabilities.name}: speed and memory not compared'))
+  elif measured['schedule']:
     stages = [(stage.spec, stage.n_steps) for stage in curriculum_for(spec, capabilities).stages]
     try:
       measured['check'] = check.compare(plan.make(spec, stages, card), measured)
