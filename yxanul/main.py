@@ -29,6 +29,7 @@ _PRICE = flags.DEFINE_float('price', None, 'Dollars an hour of this machine; the
 _LIST = flags.DEFINE_flag(
   flags.Flag(_Listing(), None, 'list', '', 'List the experiments, as a table or as json.', boolean=True)
 )
+flags.adopt_module_key_flags(cli)
 
 
 def _list(form: str) -> None:

@@ -130,6 +130,7 @@ def test_lm_eval_runs_its_tasks(model, tmp_path, monkeypatch):
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   figures, table, n_long = run_tasks(model, tasks(tmp_path), None, None)
   assert n_long == 0
+  assert json.loads(json.dumps(figures)) == figures  # as --json writes them
   assert figures['choose']['acc,none'] == 1.0
   questions = ['The value of th', 'It is an err']
   nats = -sum(Likelihood(model).rolling(questions))

@@ -76,10 +76,6 @@ def test_a_kernel_by_itself_takes_neither_data_nor_workdir(tmp_path):
     ([*tiny.flags(), '--workdir=x', '--only=one'], "error: --only: got 'one', wants stages between 1 and 10"),
     ([*tiny.flags(), '--workdir=x', '--steps=0'], 'error: flag --steps=0: 0 is not a positive integer'),
     ([*tiny.flags()], 'error: --workdir: missing, wants the folder for the prepared data'),
-    (
-      [*tiny.flags(), '--workdir=x', '--json=/no/such/bench.json'],
-      'error: --json=/no/such/bench.json: the folder does not exist',
-    ),
     ([*tiny.flags(), '--workdir=x', '--peers'], 'error: --peers: wants a GPU'),
   ],
 )

@@ -49,14 +49,6 @@ def test_a_workdir_of_another_run_cannot_take_this_one(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
 
 
-def test_json_has_standard_output_alone(tmp_path):
-  done = run('--json=-', *tiny.flags(data__source='/no/such/text.txt'), f'--workdir={tmp_path / "work"}')
-  assert done.returncode == 1
-  assert json.loads(done.stdout)['can_run'] is False
-  assert 'quickstart cannot run here' in done.stderr
-  assert not (tiny.REPOSITORY / '-').exists()
-
-
 def test_data_that_is_missing_cannot_run(tmp_path):
   done = run(*tiny.flags(data__source='/no/such/text.txt'), f'--workdir={tmp_path / "work"}')
   assert done.returncode == 1
@@ -70,7 +62,6 @@ def test_data_that_is_missing_cannot_run(tmp_path):
   [
     (['--config=experiments/no.py'], 'error: --config=experiments/no.py: no such experiment'),
     (['--steps=0'], 'error: flag --steps=0'),
-    (['--json=/no/such/doctor.json'], 'error: --json=/no/such/doctor.json: the folder does not exist'),
   ],
 )
 def test_a_mistake_is_status_2(arguments, problem):

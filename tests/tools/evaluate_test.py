@@ -21,12 +21,12 @@ def test_all_of_a_source_is_scored_unless_said_otherwise(trained_run, tmp_path):
   text = 'The value of the object is the name of the class. ' * 10
   path.write_text((json.dumps({'text': text}) + '\n') * 100)
   limit = json.loads((trained_run / 'config.json').read_text())['evaluation']['max_tokens']
-  status, output, errors = run(f'--model={trained_run}', f'--source={path}', '--json')
+  status, output, errors = run(f'--model={trained_run}', f'--source={path}', '--json=-')
   assert status == 0, errors
   whole = json.loads(output)[-1]
   assert whole['bytes'] == 100 * len(text)
   assert whole['tokens'] > limit
-  status, output, errors = run(f'--model={trained_run}', f'--source={path}', '--json', '--max_tokens=1000')
+  status, output, errors = run(f'--model={trained_run}', f'--source={path}', '--json=-', '--max_tokens=1000')
   assert status == 0, errors
   assert json.loads(output)[-1]['tokens'] <= 1000
 

@@ -1,9 +1,10 @@
 """Command lines: the `--config` flag with its overrides, and one line instead of a traceback for a user's mistake.
 
 Every program is a function `main()` behind `run(main)`, which asks `spec()` for its experiment. Importing this module
-defines `--config`.
+defines `--config`; `flags.adopt_module_key_flags(cli)` lists it among a program's own flags in its help.
 """
 
+import math
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ from yxanul.config.variants import UnknownVariant
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment: experiments/NAME.py[:key=value,...]; any field as --config.a.b=value.', lock_config=True
 )
+_HELP = re.compile(r'(-h|-\?|--?help(short|full|xml)?)')
 _WANTS = {int: 'a whole number', float: 'a number', bool: 'true or false', tuple: 'a tuple'}
 
 
@@ -55,6 +57,8 @@ def _check_field(config: ConfigDict, field: str) -> Any:
 def _parse(argv: list[str]) -> list[str]:
   """absl's own parsing, with the mistakes people make told apart first."""
   before = argv[: argv.index('--')] if '--' in argv else argv
+  if wish := next(filter(_HELP.fullmatch, before[1:]), None):
+    flags.FLAGS([argv[0], '--help' if wish == '-h' else wish])  # which prints and exits, whatever else the line says
   experiment = next((b.partition('=')[2] or n for b, n in zip(before, [*before[1:], ''], strict=True) if _is_config(b)), None)
   if experiment is not None:
     config = registry.load(experiment)
@@ -63,13 +67,21 @@ def _parse(argv: list[str]) -> list[str]:
   elif field := next(_overrides(before), None):
     raise ValueError(f'--config.{field[0]}: overrides need the experiment, --config=experiments/NAME.py')
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
   except flags.IllegalFlagValueError as error:
     for field, text in _overrides(before):
       if f'--config.{field}=' in str(error):
         kind = type(_check_field(config, field))
         raise FieldError(field, text, _WANTS.get(kind, f'a value of type {kind.__name__}')) from None
     raise
+  _check_finite()
+  return rest
+
+
+def _check_finite() -> None:
+  for name, value in flags.FLAGS.flag_values_dict().items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f'--{name}: got {value}, wants a finite number')
 
 
 def _is_config(argument: str) -> bool:
@@ -196,6 +208,8 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
       return rest
     except (ValueError, flags.Error, OSError) as error:
       return _fail(error)
+    except SystemExit:  # the help was printed, and absl would end with 1
+      sys.exit(0)
 
   try:
     app.run(guarded, flags_parser=parse)

@@ -28,6 +28,7 @@ _SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each experiment.', lower_boun
 _ONLY = flags.DEFINE_string(
   'only', '', 'These experiments alone, of the family or any other beside it: ultra,ultra_no_fp8,ultra_curriculum:shape=late.'
 )
+flags.adopt_module_key_flags(cli)
 
 
 def _only(folder: Path) -> list[str]:

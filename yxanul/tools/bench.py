@@ -17,7 +17,6 @@ short is not lost. Nothing stays in the workdir but the prepared data.
 import dataclasses
 import difflib
 import functools
-import json
 import platform
 import shlex
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from yxanul.config import cli, convert, registry
+from yxanul.config import cli, convert, json_flag, registry
 from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
 
@@ -39,19 +38,20 @@ _PROFILE_STEPS = flags.DEFINE_integer('profile_steps', 10, 'Steps of every stage
 _ONLY = flags.DEFINE_list('only', [], 'These stages alone, such as 1,5,10.')
 _AGAINST = flags.DEFINE_enum('against', None, ['bf16', 'fp32'], 'Measure again with linears in this format, and compare.')
 _PEERS = flags.DEFINE_bool('peers', False, 'Time a plain GPT-2 124M too: FP32 and TF32 eager, BF16 as a graph.')
-_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output.')
+flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(json_flag)
 
 Result = dict[str, Any]
 
 
 class _Report:
-  """Where lines, tables and the JSON go: from the first process alone. With --json=- standard output is the JSON's."""
+  """Where lines, tables and the JSON go: from the first process alone."""
 
-  def __init__(self, processes: Any):
+  def __init__(self, processes: Any, write: Callable[[Result], None]):
     from rich.console import Console
 
-    self.processes = processes
-    self.console = Console(stderr=_JSON.value == '-', quiet=not processes.first)
+    self.processes, self._write = processes, write
+    self.console = Console(quiet=not processes.first)
 
   def line(self, text: str) -> None:
     self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -63,8 +63,8 @@ class _Report:
       tables.print_table(table, self.console)
 
   def save(self, result: Result) -> None:
-    if _JSON.value and _JSON.value != '-' and self.processes.first:
-      Path(_JSON.value).write_text(json.dumps(result, indent=1) + '\n')
+    if self.processes.first:
+      self._write(result)
 
 
 def _chosen_stages(spec: ExperimentSpec) -> list[int]:
@@ -240,18 +240,14 @@ def main() -> None:
     near = difflib.get_close_matches(_WHAT.value, (*BENCHMARKS, *KERNELS), n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise ValueError(f'--what: got {_WHAT.value!r}, wants one of {", ".join((*BENCHMARKS, *KERNELS))}{hint}')
-  if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
-    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
   # Whatever needs torch is imported later: it takes seconds, and no mistake in a flag should wait for it.
   measure = _kernel_benchmark() if _WHAT.value in KERNELS else _experiment_benchmark()
-  from yxanul.training.distributed import join
+  with json_flag.output() as write:
+    from yxanul.training.distributed import join
 
-  with join() as processes:
-    report = _Report(processes)
-    result = measure(report)
-    report.save(result)
-    if _JSON.value == '-' and processes.first:
-      print(json.dumps(result, indent=1))
+    with join() as processes:
+      report = _Report(processes, write)
+      report.save(measure(report))
 
 
 def _kernel_benchmark() -> Callable[[_Report], Result]:

@@ -8,15 +8,15 @@ without it, for the tokens that they say; runs that stopped go on, finished ones
 interval of the difference allows one, so it takes two seeds at least, and more when they are close.
 """
 
-import json
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
-from yxanul.config import cli, convert, registry
+from yxanul.config import cli, convert, json_flag, registry
 from yxanul.config.spec import ExperimentSpec
 from yxanul.config.status import EXIT_AGAIN
 
@@ -24,11 +24,11 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'Keeps the runs, their
 _SECONDS = flags.DEFINE_float('seconds', 0.0, 'Of training, for every run; 0: the tokens that each experiment says.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.', lower_bound=1)
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for both experiments, as --config.FIELD=VALUE elsewhere; repeatable.')
-_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output.')
+flags.adopt_module_key_flags(json_flag)
 
 
 def _tell(line: str) -> None:
-  print(line, file=sys.stderr if _JSON.value == '-' else sys.stdout, flush=True)
+  print(line, flush=True)
 
 
 def _spec(argument: str) -> tuple[str, ExperimentSpec]:
@@ -54,12 +54,15 @@ def _trained(specs: dict[str, ExperimentSpec], workdir: Path) -> tuple[list[str]
 
 
 def main(arguments: list[str]) -> int | None:
+  with json_flag.output() as write:
+    return _compare(arguments, write)
+
+
+def _compare(arguments: list[str], write: Callable[[dict], None]) -> int | None:
   if len(arguments) != 2:
     raise ValueError(f'A B: got {len(arguments)} of them, wants two experiments (experiments/NAME.py) or two folders of runs')
   if _SECONDS.value < 0:
     raise ValueError(f'--seconds: got {_SECONDS.value:g}, wants a positive number, or 0 for the tokens of each experiment')
-  if _JSON.value and _JSON.value != '-' and not Path(_JSON.value).absolute().parent.is_dir():
-    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
   experiments = [argument for argument in arguments if argument.partition(':')[0].endswith('.py')]
   specs = dict(_spec(argument) for argument in experiments)
   if len(experiments) == 1:
@@ -96,12 +99,8 @@ def main(arguments: list[str]) -> int | None:
     workdir / '-'.join(Path(name).name for name in names),
     result['verdict'],
   )
-  if _JSON.value == '-':
-    print(json.dumps(result, indent=1))
-  else:
-    tables.print_table(pair_table(result))
-    if _JSON.value:
-      Path(_JSON.value).write_text(json.dumps(result, indent=1) + '\n')
+  write(result)
+  tables.print_table(pair_table(result))
   _tell(result['verdict'])
   _tell(f'page: {page}')
 

@@ -8,24 +8,22 @@ twenty real steps of every stage against the plan for this card. Nothing stays i
 status says whether the experiment can run: 0 yes, 1 no; 2 is a mistake in the command.
 """
 
-import contextlib
 import dataclasses
-import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from yxanul.config import cli
+from yxanul.config import cli, json_flag
 from yxanul.config.model_spec import PrecisionSpec
 from yxanul.config.spec import ExperimentSpec
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is going to be; default runs/NAME.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Steps to take of every stage, after three that are not timed.', lower_bound=1)
 _PRICE = flags.DEFINE_float('price', None, 'Dollars an hour of this machine, to tell what the run costs.', lower_bound=0)
-_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output, alone.')
+flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(json_flag)
 
 Result = dict[str, Any]
 EXIT_CANNOT_RUN = 1
@@ -150,16 +148,9 @@ def _examine(spec: ExperimentSpec | None) -> Result:
 
 def main() -> int:
   spec = cli.spec()[1] if flags.FLAGS['config'].value is not None else None
-  alone = _JSON.value == '-'
-  if _JSON.value and not alone and not Path(_JSON.value).absolute().parent.is_dir():
-    raise ValueError(f'--json={_JSON.value}: the folder does not exist')
-  with contextlib.redirect_stdout(sys.stderr) if alone else contextlib.nullcontext():
+  with json_flag.output() as write:
     result = _examine(spec)
-  text = json.dumps(result, indent=1) + '\n'
-  if alone:
-    print(text, end='')
-  elif _JSON.value:
-    Path(_JSON.value).write_text(text, encoding='utf-8')
+    write(result)
   return 0 if result['can_run'] else EXIT_CANNOT_RUN
 
 

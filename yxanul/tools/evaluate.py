@@ -7,14 +7,14 @@ run's own held-out text is scored, and with no other flag that gives the run's o
 hub name as much as the run evaluates; --max_tokens says otherwise. Tasks need the extra `eval`.
 """
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 
-from yxanul.config import cli
+from yxanul.config import cli, json_flag
 
 _MODEL = flags.DEFINE_string('model', None, 'The workdir of a run, or a folder that tools.export wrote.')
 _SOURCE = flags.DEFINE_string('source', '', 'Files, a folder, a glob or a hub name; none: what the run held out.')
@@ -23,13 +23,12 @@ _STRIDE = flags.DEFINE_integer('stride', 0, 'Tokens between the starts of two ro
 _MAX_TOKENS = flags.DEFINE_integer(
   'max_tokens', None, '0: all of the text; not given: all of --source, else as the run evaluates.', lower_bound=0
 )
-_JSON = flags.DEFINE_bool('json', False, 'Print the figures as JSON.')
 _TASKS = flags.DEFINE_list('tasks', [], 'Tasks of lm-evaluation-harness instead, apart by commas.')
 _LIMIT = flags.DEFINE_integer('limit', None, 'Examples of each task, at most.', lower_bound=1)
 _SHOTS = flags.DEFINE_integer(
   'shots', None, 'Worked examples before each question; not given: as the task says.', lower_bound=0
 )
-
+flags.adopt_module_key_flags(json_flag)
 
 _OF_TEXT, _OF_TASKS = ('source', 'seq_len', 'stride', 'max_tokens'), ('limit', 'shots')
 
@@ -40,7 +39,7 @@ def _refuse_idle_flags() -> None:
     raise ValueError(f'--{idle[0]}: means nothing {how} --tasks')
 
 
-def _tasks(model) -> None:
+def _tasks(model, write: Callable) -> None:
   try:
     from yxanul.inference.harness import run_tasks
   except ImportError as error:
@@ -48,10 +47,11 @@ def _tasks(model) -> None:
   figures, table, n_long = run_tasks(model, _TASKS.value, _LIMIT.value, _SHOTS.value)
   if n_long:
     print(f'{n_long} continuations longer than the window of {model.window} tokens, scored in rows', file=sys.stderr)
-  print(json.dumps(figures, indent=1, default=str) if _JSON.value else table)
+  write(figures)
+  print(table)
 
 
-def _text(model, folder: Path) -> None:
+def _text(model, folder: Path, write: Callable) -> None:
   from yxanul.data import shards, sources
   from yxanul.inference.evaluate import ALL, evaluate, read_source, tokenize
   from yxanul.inference.model import data_directory
@@ -75,24 +75,23 @@ def _text(model, folder: Path) -> None:
     raise ValueError('--source: missing, and an exported folder holds no text of its own')
   with Phases(Console(stderr=True)) as phases:
     rows = evaluate(model, documents, _SEQ_LEN.value or rule.seq_len, _STRIDE.value or None, limit, max_bytes, phases)
-  if _JSON.value:
-    print(json.dumps(rows, indent=1))
-  else:
-    tables.print_table(tables.evaluation_table(rows))
+  write(rows)
+  tables.print_table(tables.evaluation_table(rows))
 
 
 def main() -> None:
   if not _MODEL.value:
     raise ValueError('--model: missing, wants the workdir of a run, or a folder that tools.export wrote')
   _refuse_idle_flags()
-  from yxanul.inference.load import load
+  with json_flag.output() as write:
+    from yxanul.inference.load import load
 
-  folder = Path(_MODEL.value)
-  model = load(folder)
-  if _TASKS.value:
-    _tasks(model)
-  else:
-    _text(model, folder)
+    folder = Path(_MODEL.value)
+    model = load(folder)
+    if _TASKS.value:
+      _tasks(model, write)
+    else:
+      _text(model, folder, write)
 
 
 if __name__ == '__main__':

@@ -14,22 +14,25 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from yxanul.config import cli
+from yxanul.config import cli, json_flag
 from yxanul.config.spec import ExperimentSpec
 
 _GPU = flags.DEFINE_string('gpu', None, 'The card: rtx4090, a100-40, a100-80, h100, h200.')
 _PRICE = flags.DEFINE_float('price', None, 'Dollars an hour of that card, beside the list of providers.', lower_bound=0)
-_JSON = flags.DEFINE_string('json', None, 'Also write everything to this file as JSON; - for standard output, alone.')
 _PLOT = flags.DEFINE_string('plot', None, 'Draw time and memory of the stages into this file (.png, .svg, .pdf).')
 _CHECK = flags.DEFINE_string('check', None, 'Compare with the JSON of a bench on this card; the JSON is then a record.')
 _FIT = flags.DEFINE_list('fit', [], 'Print the roofline fitted to the JSON of these benches (one for each format).')
+flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(json_flag)
 
 Result = dict[str, Any]
+Write = Callable[[Result], None]
 
 
 def _read(flag: str, path: str) -> Result:
@@ -55,7 +58,7 @@ def _bench(flag: str, path: str) -> tuple[Result, Any]:
   return bench, card
 
 
-def _fit(spec: ExperimentSpec) -> None:
+def _fit(spec: ExperimentSpec, write: Write) -> None:
   from yxanul.planning import gpus, speed
 
   result: Result = {'record': '', 'gpu': gpus.MEASURED, 'formats': {}}
@@ -69,9 +72,10 @@ def _fit(spec: ExperimentSpec) -> None:
       ran = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul=run['precision']))
       result['formats'][run['precision']] = speed.fit_shares(ran, run['stages'], card)
   print(json.dumps(result, indent=1))
+  write(result)
 
 
-def _check(spec: ExperimentSpec) -> None:
+def _check(spec: ExperimentSpec, write: Write) -> None:
   from yxanul.planning import check, plan
   from yxanul.reporting import plan_tables, tables
 
@@ -88,10 +92,10 @@ def _check(spec: ExperimentSpec) -> None:
     'fitted_to': made['fitted_to'],
     **check.compare(made, bench),
   }
-  if not _write(result):
-    tables.print_table(plan_tables.check_table(result))
-    for name, figure in result['figures'].items():
-      print(f'{name}: {100 * figure["value"]:.1f} %')
+  write(result)
+  tables.print_table(plan_tables.check_table(result))
+  for name, figure in result['figures'].items():
+    print(f'{name}: {100 * figure["value"]:.1f} %')
 
 
 def _stages(spec: ExperimentSpec, card: Any, devices: int = 1) -> list[tuple[Any, int]]:
@@ -103,16 +107,6 @@ def _stages(spec: ExperimentSpec, card: Any, devices: int = 1) -> list[tuple[Any
   if spec.curriculum.batch_size == 'max':
     batches = largest_batches(spec, int(memory.USABLE_SHARE * plan.memory_limit(spec, card)), devices)
   return [(stage.spec, stage.n_steps) for stage in Curriculum(spec, batches).stages]
-
-
-def _write(result: Result) -> bool:
-  """Writes the JSON where it is wanted; whether standard output is taken by it."""
-  text = json.dumps(result, indent=1) + '\n'
-  if _JSON.value and _JSON.value != '-':
-    Path(_JSON.value).write_text(text, encoding='utf-8')
-  elif _JSON.value:
-    print(text, end='')
-  return _JSON.value == '-'
 
 
 def _providers(spec: ExperimentSpec, card: Any) -> list[Result]:
@@ -146,17 +140,21 @@ def _show(plan: Result) -> None:
     print(line)
 
 
-def _check_outputs() -> None:
-  for flag, path in (('json', _JSON.value), ('plot', _PLOT.value)):
-    if path and path != '-' and not Path(path).absolute().parent.is_dir():
-      raise ValueError(f'--{flag}={path}: the folder does not exist')
+def _check_plot() -> None:
+  if _PLOT.value and not Path(_PLOT.value).absolute().parent.is_dir():
+    raise ValueError(f'--plot={_PLOT.value}: the folder does not exist')
   if _PLOT.value and Path(_PLOT.value).suffix not in ('.png', '.svg', '.pdf'):
     raise ValueError(f'--plot={_PLOT.value}: wants a name that ends in .png, .svg or .pdf')
 
 
 def main() -> None:
   spec = cli.spec()[1]
-  _check_outputs()
+  _check_plot()
+  with json_flag.output() as write:
+    _plan(spec, write)
+
+
+def _plan(spec: ExperimentSpec, write: Write) -> None:
   # torch stays out of all this: a plan is a matter of a second.
   from yxanul.planning import claims, gpus, plan
 
@@ -164,9 +162,9 @@ def main() -> None:
     gpus.gpu(_GPU.value)
     spec = cli.spec_of_variant('gpu', _GPU.value)
   if _FIT.value:
-    return _fit(spec)
+    return _fit(spec, write)
   if _CHECK.value:
-    return _check(spec)
+    return _check(spec, write)
   card = gpus.gpu(_GPU.value or cli.variant('gpu') or gpus.fitting(spec.training.gpu_memory_gb))
   result = plan.make(spec, _stages(spec, card), card)
   result['claims'] = claims.checks(spec, result) if spec.name == 'ultra' else []
@@ -177,8 +175,8 @@ def main() -> None:
     from yxanul.reporting import plan_plots
 
     plan_plots.save(result, Path(_PLOT.value))
-  if not _write(result):
-    _show(result)
+  write(result)
+  _show(result)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from yxanul.reporting import numbers, tables
 from yxanul.reporting.phases import Phases
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Prepare in WORKDIR/data, where a run in WORKDIR looks; or set data.directory.')
+flags.adopt_module_key_flags(cli)
 
 
 def rows(shards: Shards, split: str) -> list[dict]:

@@ -32,6 +32,7 @@ from yxanul.reporting.phases import Phases
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for tokenizer.json, tokenizer_config.json and comparison.json.')
 _COMPARE = flags.DEFINE_list('compare', [], 'Other tokenizers to show beside it: NAME=PATH,... (or hub names).')
+flags.adopt_module_key_flags(cli)
 
 _BATCH_DOCUMENTS = 256
 _Counts = dict[str, Counter]  # what is counted -> source -> how much

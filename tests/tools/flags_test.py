@@ -1,0 +1,88 @@
+"""What holds for the flags of every tool: --help, --json, numbers."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from tests import tiny
+
+PACKAGE = tiny.REPOSITORY / 'yxanul'
+PROGRAMS = ['main', *(f'tools.{path.stem}' for path in sorted((PACKAGE / 'tools').glob('[!_]*.py')))]
+SOURCES = {name: (PACKAGE / f'{name.replace(".", "/")}.py').read_text() for name in PROGRAMS}
+WITH_JSON = [name for name, source in SOURCES.items() if 'json_flag.output()' in source]
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_is_printed_with_every_flag_of_its_own(name):
+  asked = '-h' if name == 'main' else '--help'
+  status, output, errors = tiny.finish(tiny.start(name, '--config=experiments/no_such.py', asked))
+  assert (status, errors) == (0, '')
+  assert output.startswith(ast.get_docstring(ast.parse(SOURCES[name])).splitlines()[0])
+  own = re.findall(r"^_\w+ = flags\.DEFINE_\w+\(\s*'(\w+)'", SOURCES[name], re.MULTILINE)
+  own += ['config'] * ('cli.spec()' in SOURCES[name]) + ['json'] * (name in WITH_JSON)
+  shown = re.findall(r'^  --(?:\[no\])?(\w+):', output, re.MULTILINE)
+  assert set(own) <= set(shown)
+
+
+def test_no_tool_has_a_json_flag_of_its_own():
+  assert len(WITH_JSON) == 5
+  for source in SOURCES.values():
+    assert "'json', " not in source
+
+
+@pytest.fixture(scope='module')
+def runs(trained_run, tmp_path_factory):
+  """The same run in two folders."""
+  folder = tmp_path_factory.mktemp('runs')
+  for name in ('a', 'b'):
+    (folder / name).symlink_to(trained_run)
+  return folder
+
+
+ARGUMENTS = {
+  'tools.bench': ['--what=optimizer', *tiny.flags()],
+  'tools.compare': ['RUNS/a', 'RUNS/b', '--workdir=RUNS/compared'],
+  'tools.doctor': [],
+  'tools.evaluate': ['--model=RUNS/a'],
+  'tools.plan': ['--config=experiments/quickstart.py'],
+}
+
+
+@pytest.mark.parametrize('name', WITH_JSON)
+def test_json_has_standard_output_alone(name, runs, tmp_path):
+  arguments = [argument.replace('RUNS', str(runs)) for argument in ARGUMENTS[name]]
+  status, output, errors = tiny.finish(tiny.start(name, *arguments, '--json=-'))
+  assert status == 0, errors
+  assert json.loads(output)
+  assert '─' in errors  # of a table
+  assert not (tiny.REPOSITORY / '-').exists()
+
+
+@pytest.mark.parametrize('name', WITH_JSON)
+@pytest.mark.parametrize(
+  ('flag', 'problem'),
+  [
+    ('--json=/no/such/x.json', '--json=/no/such/x.json: the folder does not exist'),
+    ('--json=', "--json: got '', wants a file, or - for standard output"),
+  ],
+  ids=['no folder', 'empty'],
+)
+def test_json_that_cannot_be_written_is_told_at_once(name, flag, problem, runs):
+  arguments = [argument.replace('RUNS', str(runs)) for argument in ARGUMENTS[name]]
+  assert tiny.finish(tiny.start(name, *arguments, flag)) == (2, '', f'error: {problem}\n')
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'value'),
+  [
+    ('main', 'price', 'inf'),
+    ('tools.ablate', 'seconds', 'nan'),
+    ('tools.compare', 'seconds', 'inf'),
+    ('tools.generate', 'temperature', 'nan'),
+  ],
+)
+def test_numbers_are_finite(name, flag, value):
+  errors = f'error: --{flag}: got {value}, wants a finite number\n'
+  assert tiny.finish(tiny.start(name, f'--{flag}={value}')) == (2, '', errors)
