@@ -77,9 +77,13 @@ def wait_for_lines(process, workdir: Path, lines: int) -> None:
 
 
 def test_a_killed_process_ends_all_and_a_restart_goes_on_exactly(alone, together):
-  """SIGKILL of one: torchrun starts both again, from the checkpoint; killed again, with no restart left, all end."""
+  """SIGKILL of one: torchrun starts both again, from the checkpoint; killed again, with no restart left, all end.
+
+  Up to here the optimizer's state is divided; the rest is done with the whole of it in both, to the bits of a run without.
+  """
   workdir = alone.with_name('killed')
-  process = run(2, workdir, alone, '--max-restarts=1', training__checkpoint_every_seconds=0.2)
+  often = {'training__checkpoint_every_seconds': 0.2}
+  process = run(2, workdir, alone, '--max-restarts=1', training__shard_optimizer=True, **often)
   wait_for_lines(process, workdir, 8)
   first = workers(process.pid)
   os.kill(first[1], signal.SIGKILL)
@@ -93,7 +97,7 @@ def test_a_killed_process_ends_all_and_a_restart_goes_on_exactly(alone, together
   for rank in (0, 1):
     assert f'rank {rank}: another process is gone' in errors
   assert 'what is saved stands, the same command goes on from there' in errors
-  status, _, errors = tiny.finish(run(2, workdir, alone, training__checkpoint_every_seconds=0.2), timeout=300)
+  status, _, errors = tiny.finish(run(2, workdir, alone, **often), timeout=300)
   assert status == 0, errors
   assert tiny.metrics(workdir) == tiny.metrics(together)
   assert tiny.same_arrays(workdir, together)
@@ -101,7 +105,7 @@ def test_a_killed_process_ends_all_and_a_restart_goes_on_exactly(alone, together
 
 def test_a_request_to_one_process_stops_all_and_fewer_go_on(alone, together):
   workdir = alone.with_name('stopped')
-  process = run(2, workdir, alone)
+  process = run(2, workdir, alone, training__shard_optimizer=True)
   wait_for_lines(process, workdir, 10)
   os.kill(workers(process.pid)[1], signal.SIGTERM)
   status, output, errors = tiny.finish(process, timeout=300)

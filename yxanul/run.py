@@ -27,12 +27,14 @@ from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
 from yxanul.training.benchmark import matmul_format
 from yxanul.training.checkpoint import Checkpoints
+from yxanul.training.checkpoint_shared import SharedCheckpoints
 from yxanul.training.curriculum import Curriculum
-from yxanul.training.distributed import Processes, SharedCheckpoints, join
+from yxanul.training.distributed import Processes, join
 from yxanul.training.loggers import Logs, NoLogs, require_loggers
 from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
+from yxanul.training.sharding import sharding_for
 from yxanul.training.state import TrainState, generator
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
@@ -77,7 +79,8 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
       return EXIT_AGAIN
     for line in (*filter(None, (spec.note,)), *engines.notes):
       display.message(line)
-    checkpoints = SharedCheckpoints(processes, _checkpoints(spec, workdir, display) if processes.first else None)
+    own = _checkpoints(spec, workdir, display) if processes.first else None
+    checkpoints = SharedCheckpoints(processes, own, sharding_for(spec, processes))
     stop.standing = checkpoints.standing
     try:
       result = _train(

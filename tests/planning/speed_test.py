@@ -73,6 +73,27 @@ def test_several_cards_share_the_tokens_and_exchange_their_gradients():
   assert two['optimizer'] == one['optimizer']
 
 
+def test_a_sharded_optimizer_takes_a_share_of_its_memory_and_half_as_much_traffic_again():
+  sharded = dataclasses.replace(ULTRA, training=dataclasses.replace(ULTRA.training, shard_optimizer=True))
+  stage, fit = ULTRA.curriculum.stages[-1], speed.format_fit(speed.fitted(), 'fp8')
+  blocks, table, rest = 28 * (6_094_848 + 2 * 768), 200_005 * 128, 128 * 768 + 768
+  assert blocks + table + rest == 196_398_464
+  own = blocks * 4 // 28 + 25_001 * 128 + rest // 8  # four of the layers, where eight processes cannot have the same
+  whole, share, alone = (memory.step_memory(*args) for args in ((ULTRA, stage, 1, 8), (sharded, stage, 1, 8), (sharded, stage)))
+  assert share.optimizer_bytes == 8 * own
+  assert whole.total_bytes - share.total_bytes == 8 * (196_398_464 - own)
+  assert alone.optimizer_bytes == whole.optimizer_bytes == 8 * 196_398_464
+  assert memory.checkpoint_bytes(sharded) == memory.checkpoint_bytes(ULTRA)
+  rows = [memory.largest_batch(spec, stage, int(20e9), 8) for spec in (ULTRA, sharded)]
+  assert rows[1] > rows[0]
+  one, eight, before = (
+    speed.step_seconds(spec, stage, 2, H200, fit, n) for spec, n in ((sharded, 1), (sharded, 8), (ULTRA, 8))
+  )
+  assert eight['exchange'] == pytest.approx(1.5 * before['exchange'])
+  assert eight['optimizer'] == pytest.approx((4 + 28 / 8) / 32 * before['optimizer'])
+  assert one == speed.step_seconds(ULTRA, stage, 2, H200, fit)
+
+
 def benched(number: int, stage, fit, engine: str) -> dict:
   """A row as the bench writes it, of a card that achieves exactly these shares."""
   parts = {part: 1e3 * s for part, s in speed.step_seconds(ULTRA, stage, 4, H200, fit).items()}

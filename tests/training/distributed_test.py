@@ -145,13 +145,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
-@pytest.mark.parametrize('matmul', ['fp32', 'bf16', 'fp8'])
-def test_two_gpus_take_the_captured_steps_of_one(tmp_path, matmul):
+@pytest.mark.parametrize(('matmul', 'optimizer'), [('fp32', 'adamw'), ('bf16', 'muon'), ('fp8', 'adamw')])
+def test_two_gpus_take_the_captured_steps_of_one(tmp_path, matmul, optimizer):
   for world in (1, 2):
-    status, _, errors = tiny.finish(torchrun(world, 'tests/training/distributed_worker.py', tmp_path, matmul), timeout=300)
+    script = ('tests/training/distributed_worker.py', tmp_path, matmul, optimizer)
+    status, _, errors = tiny.finish(torchrun(world, *script), timeout=300)
     assert status == 0, errors
   one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))
   assert two == other
+  one, two, divided = one['whole'], two['whole'], two['divided']
+  if optimizer == 'adamw':
+    assert divided == two  # to the bit
+  for a, b in zip(two['losses'], divided['losses'], strict=True):
+    assert b == pytest.approx(a, rel=2e-2)
   assert one['captured'] == two['captured'] == 9
   tolerance = {'fp32': 1e-4, 'bf16': 2e-2, 'fp8': 2e-2}[matmul]
   for a, b in zip(one['losses'], two['losses'], strict=True):

@@ -1,9 +1,10 @@
 """What distributed_test.py starts through torchrun: training steps on this process's rows, kept for comparison.
 
-Usage: torchrun ... distributed_worker.py FOLDER, or FOLDER MATMUL for captured steps on GPUs. Alone (no torchrun) it takes the
-whole batch.
+Usage: torchrun ... distributed_worker.py FOLDER, or FOLDER MATMUL OPTIMIZER for captured steps on GPUs. Alone (no torchrun) it
+takes the whole batch.
 """
 
+import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from yxanul.optim.build import build
 from yxanul.training.curriculum import Curriculum
 from yxanul.training.distributed import Reduction, join
 from yxanul.training.graphs import StepCache
+from yxanul.training.sharding import WHOLE, Sharding
 from yxanul.training.state import flatten, init_state
 from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 
@@ -64,47 +66,58 @@ def main(folder: Path) -> None:
     torch.save(results, folder / f'{processes.world}-{processes.rank}.pt')
 
 
-def on_gpus(folder: Path, matmul: str) -> None:
-  """Twenty captured steps of one stage after another, with NCCL's sums inside the graphs."""
-  spec = tiny.spec(precision__matmul=matmul, model__head_dim=64, model__d_model=64, model__d_hidden=64)
+def on_gpus(folder: Path, matmul: str, kind: str) -> None:
+  """Twenty captured steps of one stage after another, with NCCL's sums inside the graphs; by several processes twice, the
+  second time with the optimizer's state divided."""
+  spec = tiny.spec(precision__matmul=matmul, model__head_dim=64, model__d_model=64, model__d_hidden=64, model__n_layers=3)
+  blocks, *others = spec.optimizer.groups
+  groups = (dataclasses.replace(blocks, optimizer=kind), *others)
+  spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, groups=groups))
   with join() as processes:
-    device = torch.device('cuda')
-    engines = choose_engines(detect(), spec.precision, spec.model.embedding_rank)
-    reduction = Reduction(processes.world, device) if processes.world > 1 else None
-    text = Text(511, TEXT.token_bytes_V.to(device))
-    optimizer, curriculum = build(spec.optimizer, spec.model), Curriculum(spec)
+    results = {'whole': captured_steps(spec, processes, WHOLE)}
+    if processes.world > 1:
+      results['divided'] = captured_steps(spec, processes, Sharding(processes.rank, processes.world))
+    torch.save(results, folder / f'{processes.world}-{processes.rank}.pt')
 
-    def tokens(stage, seed=0):
-      generator = torch.Generator().manual_seed(100 * stage.index + seed)
-      whole = torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32)
-      size = stage.spec.tokens_per_step // processes.world
-      return whole[processes.rank * size : (processes.rank + 1) * size + 1].to(device)
 
-    def make(stage, compiled, reduction):
-      pieces = 2 if stage.index == 5 else 1
-      return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled, reduction)
+def captured_steps(spec, processes, sharding):
+  """Losses, how many stages were captured, and the sum of what all processes hold; nothing that holds a graph, and in it
+  NCCL's communicator."""
+  device = torch.device('cuda')
+  engines = choose_engines(detect(), spec.precision, spec.model.embedding_rank)
+  reduction = Reduction(processes.world, device) if processes.world > 1 else None
+  text = Text(511, TEXT.token_bytes_V.to(device))
+  optimizer, curriculum = build(spec.optimizer, spec.model), Curriculum(spec)
 
-    state = init_state(spec, optimizer, fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}, device)
-    stages = [stage for stage in curriculum.stages if stage.spec.batch_size % 2 == 0]
-    first = stages[0]
-    if is_fp8(engines):
-      state = calibrate(state, tokens(first), first.spec, spec, engines, text, reduction=reduction)
-    cache = StepCache(make, 'graph', device, processes, reduction)
-    cache.warm(stages, state, tokens, print)
-    losses = []
-    for turn in range(2):
-      for stage in stages:
-        state, metrics = cache(stage, state, tokens(stage, turn), 1e-3, 1.0)
-        losses.append((metrics.loss.item(), metrics.nats.item(), metrics.grad_norm.item()))
-    total = sum(leaf.double().abs().sum() for leaf in flatten(state).values()).item()
-    torch.save(
-      {'losses': losses, 'captured': cache.captured, 'total': total}, folder / f'{processes.world}-{processes.rank}.pt'
-    )
-    cache = None  # its graphs hold NCCL's communicator
+  def tokens(stage, seed=0):
+    generator = torch.Generator().manual_seed(100 * stage.index + seed)
+    whole = torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32)
+    size = stage.spec.tokens_per_step // processes.world
+    return whole[processes.rank * size : (processes.rank + 1) * size + 1].to(device)
+
+  def make(stage, compiled, reduction):
+    pieces = 2 if stage.index == 5 else 1
+    return make_train_step(spec, stage.spec, optimizer, engines, text, pieces, compiled, reduction, sharding)
+
+  fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
+  state = init_state(spec, optimizer, fp8_state, device, sharding.own)
+  stages = [stage for stage in curriculum.stages if stage.spec.batch_size % 2 == 0]
+  first = stages[0]
+  if is_fp8(engines):
+    state = calibrate(state, tokens(first), first.spec, spec, engines, text, reduction=reduction)
+  cache = StepCache(make, 'graph', device, processes, reduction)
+  cache.warm(stages, state, tokens, print)
+  losses = []
+  for turn in range(2):
+    for stage in stages:
+      state, metrics = cache(stage, state, tokens(stage, turn), 1e-3, 1.0)
+      losses.append((metrics.loss.item(), metrics.nats.item(), metrics.grad_norm.item()))
+  shared = flatten(state._replace(opt_state=())).values()
+  return {'losses': losses, 'captured': cache.captured, 'total': sum(leaf.double().abs().sum() for leaf in shared).item()}
 
 
 if __name__ == '__main__':
   if len(sys.argv) == 2:
     main(Path(sys.argv[1]))
   else:
-    on_gpus(Path(sys.argv[1]), sys.argv[2])
+    on_gpus(Path(sys.argv[1]), *sys.argv[2:])

@@ -42,8 +42,8 @@ def small_memory(monkeypatch):
       raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.00 GiB')
     return run()
 
-  def make(spec, stage, optimizer, engines, text, pieces=1, compiled=False, reduction=None):
-    step = make_train_step(spec, stage, optimizer, engines, text, pieces, compiled, reduction)
+  def make(spec, stage, optimizer, engines, text, pieces=1, compiled=False, reduction=None, *sharding):
+    step = make_train_step(spec, stage, optimizer, engines, text, pieces, compiled, reduction, *sharding)
     return lambda state, tokens, *rates: limited(lambda: step(state, tokens, *rates), tokens, pieces)
 
   def calibrate(state, tokens, stage, spec, engines, text, pieces, reduction):

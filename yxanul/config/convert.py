@@ -116,7 +116,7 @@ def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
 
 # How a run is looked after; the rest decides what it computes.
 _FREE = ('checkpoint_every_seconds', 'checkpoints_kept', 'checkpoint_keep_every_seconds', 'checkpoint_command')
-_FREE += ('preemption_file', 'stop_within_seconds', 'loggers')
+_FREE += ('preemption_file', 'stop_within_seconds', 'loggers', 'shard_optimizer')
 
 
 def deciding(config: Any) -> Any:

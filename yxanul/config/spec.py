@@ -253,6 +253,7 @@ class TrainingSpec:
   preemption_file: str = ''  # its appearance means the same as SIGTERM: the machine is about to be taken away
   stop_within_seconds: float = 10.0  # from a request to stop to the end, whether or not something could be saved
   recompute: str = 'none'  # none | blocks: keep only each block's input for the backward pass, and run the block again there
+  shard_optimizer: bool = False  # divide the optimizer's state over the processes of a run (ZeRO stage 1)
   loggers: tuple[str, ...] = ()  # tensorboard, wandb: beside metrics.jsonl
   gpu_memory_gb: float = 0.0  # let the process use at most this much of the card; 0: all of it
   spike_deviations: float = 10.0  # skip a step whose loss is this many deviations above its running mean; 0: never

@@ -123,11 +123,17 @@ def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) ->
   return chunk_tokens * model.vocab_size * (4 + (0 if a == 4 else a)) + gradients  # FP32 logits become their gradient in place
 
 
-def optimizer_bytes(spec: ExperimentSpec) -> int:
-  """Bytes of the optimizer's state: two FP32 moments of what AdamW moves, one of what Muon does."""
+def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:
+  """Bytes of the optimizer's state: two FP32 moments of what AdamW moves, one of what Muon does.
+
+  Divided over `devices` (`training.shard_optimizer`): of the one that has most, for rows are divided as even as they come.
+  """
   shapes = spec.model.parameter_shapes()
   groups = assign_groups(shapes, spec.optimizer.groups)
-  return sum((4 if groups[name].optimizer == 'muon' else 8) * math.prod(shape) for name, shape in shapes.items())
+  return sum(
+    (4 if groups[name].optimizer == 'muon' else 8) * math.ceil(shape[0] / devices) * math.prod(shape[1:])
+    for name, shape in shapes.items()
+  )
 
 
 def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, seq_len: int, recompute: str = 'none') -> MemoryEstimate:
@@ -207,7 +213,7 @@ def too_little(spec: ExperimentSpec, stage: StageSpec, need_bytes: int, memory_b
 def split_line(spec: ExperimentSpec, stage: StageSpec, parts: int, memory_bytes: int, devices: int = 1) -> str:
   """What to tell about a stage whose rows go through in parts: the need, what would fit whole, and how to ask for it."""
   place = _place(spec, stage)
-  whole = devices * largest_batch(spec, stage, memory_bytes)
+  whole = devices * largest_batch(spec, stage, memory_bytes, devices)
   override = f'--config.curriculum.stages[{place}].batch_size={whole}'
   return (
     f'stage {place + 1} (length {stage.seq_len}): {stage.batch_size} rows need about '
@@ -216,12 +222,12 @@ def split_line(spec: ExperimentSpec, stage: StageSpec, parts: int, memory_bytes:
   )
 
 
-def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int) -> int:
-  """The most rows of a stage's length that go through one device in one part, by the estimate; 0 where none does."""
+def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, devices: int = 1) -> int:
+  """The most rows of a stage's length that go through one of the devices in one part, by the estimate; 0 where none does."""
   multiple = 16 // math.gcd(16, stage.seq_len) if spec.precision.matmul == 'fp8' else 1
 
   def fits(n: int) -> bool:
-    return step_bytes(spec, dataclasses.replace(stage, batch_size=n * multiple)) <= memory_bytes
+    return step_bytes(spec, dataclasses.replace(stage, batch_size=devices * n * multiple), 1, devices) <= memory_bytes
 
   high = 1
   while fits(high):
@@ -233,7 +239,7 @@ def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
   memory = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
-  return dataclasses.replace(memory, optimizer_bytes=optimizer_bytes(spec))
+  return dataclasses.replace(memory, optimizer_bytes=optimizer_bytes(spec, devices if spec.training.shard_optimizer else 1))
 
 
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:

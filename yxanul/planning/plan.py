@@ -99,7 +99,7 @@ def _stage(spec: ExperimentSpec, stage: StageSpec, n_steps: int, card: Gpu, limi
     'parts': parts,
     'steps': n_steps,
     'tokens': tokens,
-    'largest_batch': memory.largest_batch(spec, stage, usable),
+    'largest_batch': memory.largest_batch(spec, stage, usable, devices),
     'memory': {part.removesuffix('_bytes'): value for part, value in dataclasses.asdict(estimate).items()},
     'memory_bytes': used,
     'free_bytes': limit - used,

@@ -72,7 +72,8 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     kind = 'fp8' if name in fp8 else base
     linears[kind] = linears.get(kind, 0.0) + passes * 6.0 * block_tokens * weights[name]
 
-  linears[base] += _orthogonalization_flops(spec)
+  owners = devices if spec.training.shard_optimizer else 1  # each updates its share of the parameters
+  linears[base] += _orthogonalization_flops(spec) / owners
   forward, backward = _cast_bytes(spec, fp8, a)
   plain_forward, plain_backward = _elementwise_bytes(spec, fp8, a, rotates=attention != ROTATING_ENGINE)
   fp8_weights = model.n_layers * sum(weights[name] for name in fp8)
@@ -85,8 +86,8 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
       block_tokens * a * ((4 if again else 3) * model.d_qkv + (3 if again else 2) * model.d_query),
     ),
     'loss': Work({base: 6.0 * tokens * model.vocab_size * model.head_width}),
-    # Parameters, gradients and two moments in, parameters and moments out; the norm of the gradients before.
-    'optimizer': Work(bytes=32.0 * model.parameter_count()),
+    # Parameters, gradients and two moments in, parameters and moments out; the norm of all gradients before.
+    'optimizer': Work(bytes=(4.0 + 28.0 / owners) * model.parameter_count()),
     'elementwise': Work(
       bytes=block_tokens * ((1 + again) * plain_forward + plain_backward)
       + parts * 6 * other_weights

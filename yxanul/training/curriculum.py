@@ -60,10 +60,10 @@ def largest_batches(spec: ExperimentSpec, memory_bytes: int, devices: int = 1) -
   for stage, share in zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True):
     smallest = _rows_multiple(spec, stage)
     most = int(share * spec.curriculum.budget_tokens / _LEAST_STEPS / stage.seq_len / devices)
-    rows = min(memory.largest_batch(spec, stage, memory_bytes), max(most, smallest))
+    rows = min(memory.largest_batch(spec, stage, memory_bytes, devices), max(most, smallest))
     if rows < smallest:
-      least = dataclasses.replace(stage, batch_size=smallest)
-      raise ValueError(memory.too_little(spec, least, memory.step_bytes(spec, least), memory_bytes))
+      least = dataclasses.replace(stage, batch_size=devices * smallest)
+      raise ValueError(memory.too_little(spec, least, memory.step_bytes(spec, least, 1, devices), memory_bytes))
     batches.append(devices * (rows - rows % _unit(rows, smallest)))
   return batches
 

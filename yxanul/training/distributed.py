@@ -1,8 +1,9 @@
 """One run over several processes: data parallel, through torch.distributed alone.
 
-torchrun starts a process for each GPU. Each holds the whole state and takes its rows of every global batch; the step sums
-the gradients, takes the maximum of the FP8 amaxes and sums the metrics before it judges and uses any of them, so every
-process takes the same step to the same bits, and the run is the one that a single process would do, to the rounding of sums.
+torchrun starts a process for each GPU. Each holds the whole state (the optimizer's divided where that is asked for, see
+`sharding`) and takes its rows of every global batch; the step sums the gradients, takes the maximum of the FP8 amaxes and
+sums the metrics before it judges and uses any of them, so every process takes the same step to the same bits, and the run is
+the one that a single process would do, to the rounding of sums.
 
 The gradients of a layer are summed while the layers before it are still being differentiated: `Reduction.layers` hands the
 model its parameters through an autograd node for each layer, whose backward pass starts the sum. Everything is enqueued on
@@ -32,7 +33,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model.transformer import Params
-from yxanul.training.state import flatten
 
 PEER_SECONDS = 600  # without a word from the others, after which they are given up
 EXIT_PEER_LOST = 1
@@ -45,7 +45,7 @@ class PeerLost(RuntimeError):
 
 
 @contextlib.contextmanager
-def _talking() -> Iterator[None]:
+def talking() -> Iterator[None]:
   """Around every collective: its failure means that another process is gone."""
   try:
     yield
@@ -79,7 +79,7 @@ class Processes:
     if self.world == 1:
       return value
     shared = torch.tensor(value)
-    with _talking():
+    with talking():
       dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 
@@ -88,7 +88,7 @@ class Processes:
     if self.world == 1:
       return values
     shared = torch.tensor(values, dtype=torch.float64)
-    with _talking():
+    with talking():
       dist.all_reduce(shared)
     return shared.tolist()
 
@@ -97,14 +97,14 @@ class Processes:
     if self.world == 1:
       return value
     box = [json.dumps(value) if self.first else None]
-    with _talking():
+    with talking():
       dist.broadcast_object_list(box, device=torch.device('cpu'))
     return json.loads(box[0])
 
   def spread(self, tensors: Iterable[Tensor]) -> None:
     """The first process's values into everyone's tensors."""
     if self.world > 1:
-      with _talking():
+      with talking():
         for tensor in tensors:
           dist.broadcast(tensor, 0)
 
@@ -149,55 +149,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-class SharedCheckpoints:
-  """`training.checkpoint.Checkpoints` of several processes: the first keeps them, and all are given what they hold.
-
-  The state is the same on all, so nothing has to be gathered; a checkpoint knows nothing of how many there are.
-  """
-
-  def __init__(self, processes: Processes, own: Any | None):
-    """`own` is the first process's; the others have none."""
-    self._processes, self._own = processes, own
-
-  @property
-  def failed(self) -> bool:
-    return self._own is not None and self._own.failed
-
-  def steps(self) -> list[int]:
-    return self._own.steps() if self._own else []
-
-  def standing(self) -> str:
-    return self._own.standing() if self._own else 'the last checkpoint stands'
-
-  def save(self, state: Any, host: dict[str, Any]) -> None:
-    if self._own:
-      self._own.save(state, host)
-
-  def restore(self, state: Any, before: int | None = None) -> tuple[dict[str, Any], list[str]] | None:
-    """As `Checkpoints.restore`, on every process. The host waits."""
-    found = error = None
-    if self._own:
-      try:
-        found = self._own.restore(state, before)
-      except ValueError as raised:
-        error = str(raised)
-    found, error = self._processes.from_first([found, error])
-    if error:
-      raise ValueError(error)
-    if not found:
-      return None
-    self._processes.spread(flatten(state).values())
-    return tuple(found)
-
-  def wait(self) -> None:
-    if self._own:
-      self._own.wait()
-
-  def close(self) -> None:
-    if self._own:
-      self._own.close()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -256,7 +207,7 @@ def join() -> Iterator[Processes]:
     torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     backend = 'cpu:gloo,cuda:nccl'
   try:
-    with _talking():
+    with talking():
       store, timeout = _fresh_store(rank, world), datetime.timedelta(seconds=PEER_SECONDS)
       dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     processes = Processes(rank, world, here)
@@ -304,19 +255,19 @@ class Reduction:
 
   def begin(self, x: Tensor) -> None:
     """Starts to sum `x` over the processes, in place, beside whatever the current stream does next."""
-    with _talking():
+    with talking():
       self._under_way.append(dist.all_reduce(x, async_op=True))
 
   def finish(self) -> None:
     """What the current stream does next sees the sums that were begun."""
-    with _talking():
+    with talking():
       for work in self._under_way:
         work.wait()
     self._under_way.clear()
 
   def maximum(self, x: Tensor) -> None:
     """The largest over the processes, element by element, in place."""
-    with _talking():
+    with talking():
       dist.all_reduce(x, dist.ReduceOp.MAX)
 
   def complete(self, gradients: Params, amax: Tensor | None, sums: list[Tensor]) -> list[Tensor]:

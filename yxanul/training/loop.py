@@ -18,8 +18,9 @@ from yxanul.config.spec import ExperimentSpec
 from yxanul.optim.schedule import learning_rate
 from yxanul.planning.flops import flops_per_token
 from yxanul.training.checkpoint import Checkpoints
+from yxanul.training.checkpoint_shared import SharedCheckpoints
 from yxanul.training.curriculum import Curriculum, Stage
-from yxanul.training.distributed import ALONE, Processes, Reduction, SharedCheckpoints
+from yxanul.training.distributed import ALONE, Processes, Reduction
 from yxanul.training.gauge import GpuGauge
 from yxanul.training.loggers import Logs
 from yxanul.training.metrics import MetricsQueue, bits_per_byte

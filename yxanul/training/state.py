@@ -1,5 +1,6 @@
 """What a training step takes and gives back, whole."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model import transformer
-from yxanul.optim.transform import Transform
+from yxanul.optim.transform import Transform, Tree
 from yxanul.training import spikes
 
 
@@ -23,14 +24,24 @@ class TrainState(NamedTuple):
   data_state: Tensor  # 0-d int64: target tokens consumed, which is the loader's whole position
 
 
-def init_state(spec: ExperimentSpec, optimizer: Transform, fp8_state: dict[str, Tensor], device: torch.device) -> TrainState:
-  """The state before the first step. Parameters are drawn on the CPU, so that every device starts from the same."""
+def init_state(
+  spec: ExperimentSpec,
+  optimizer: Transform,
+  fp8_state: dict[str, Tensor],
+  device: torch.device,
+  own: Callable[[Tree], Tree] = lambda params: params,
+) -> TrainState:
+  """The state before the first step. Parameters are drawn on the CPU, so that every device starts from the same.
+
+  Args:
+    own: of the parameters what the optimizer is to have state of, see training.sharding.
+  """
   params = transformer.init(spec.model, torch.Generator().manual_seed(spec.seed))
   params = {name: p.to(device) for name, p in params.items()}
   return TrainState(
     step=torch.zeros((), dtype=torch.int64, device=device),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(own(params)),
     fp8_state=fp8_state,
     loss_state=spikes.init(device),
     rng=torch.tensor([spec.seed, 0], dtype=torch.int64, device=device),

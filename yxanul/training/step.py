@@ -28,6 +28,7 @@ from yxanul.model.transformer import Numerics
 from yxanul.optim.transform import Hyper, Transform, apply_updates, global_norm
 from yxanul.training import spikes
 from yxanul.training.distributed import Reduction
+from yxanul.training.sharding import WHOLE, Sharding
 from yxanul.training.state import TrainState
 
 
@@ -144,6 +145,7 @@ def make_train_step(
   pieces: int = 1,
   compiled: bool = False,
   reduction: Reduction | None = None,
+  sharding: Sharding = WHOLE,
 ) -> TrainStep:
   """The step of one stage.
 
@@ -151,6 +153,7 @@ def make_train_step(
     pieces: the rows go through the model in this many equal parts, whose gradients are summed: less memory, same step.
     compiled: chains of elementwise operations are fused by torch.compile.
     reduction: makes it one step of several processes, each with its share of the stage's rows; None for one process.
+    sharding: of what the optimizer's state is this process's.
 
   Returns:
     train_step(state, tokens, learning_rate, max_norm): tokens (N + 1,) int32, the rates 0-d FP32.
@@ -183,8 +186,11 @@ def make_train_step(
       if amax is not None:
         fp8_state = fp8.update(fp8_state, amax, spec.precision, taken)
       ok = taken.float()
-      updates, opt_state = update(gradients, state.opt_state, state.params, Hyper(learning_rate, max_norm, norm, ok))
-      params = apply_updates(state.params, updates)
+      hyper, own_params = Hyper(learning_rate, max_norm, norm, ok), sharding.own(state.params)
+      updates, opt_state = update(sharding.own(gradients), state.opt_state, own_params, hyper)
+      apply_updates(own_params, updates)
+      if reduction is not None:
+        sharding.gather(state.params.values())
       metrics = StepMetrics(
         loss=loss.double(),
         nats=nats,
@@ -195,7 +201,7 @@ def make_train_step(
         asks=asks,
       )
     data_state = state.data_state + stage.tokens_per_step
-    return TrainState(state.step + 1, params, opt_state, fp8_state, loss_state, state.rng, data_state), metrics
+    return TrainState(state.step + 1, state.params, opt_state, fp8_state, loss_state, state.rng, data_state), metrics
 
   return train_step
 

@@ -19,6 +19,7 @@ from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, Stage, largest_batches, smaller_batch
 from yxanul.training.distributed import ALONE, Processes, Reduction
 from yxanul.training.graphs import StepCache
+from yxanul.training.sharding import sharding_for
 from yxanul.training.state import TrainState, init_state
 from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 
@@ -92,7 +93,8 @@ class Trainer:
     self.text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
     self.optimizer = build(spec.optimizer, spec.model)
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
-    self.state = init_state(spec, self.optimizer, fp8_state, device)
+    self._sharding = sharding_for(spec, processes)
+    self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own)
     self._stream = Stream(prepared.train, spec.seed)
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
@@ -157,7 +159,8 @@ class Trainer:
     def make(stage: Stage, compiled: bool, reduction: Reduction | None):
       engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
       now = self.curriculum.stages[stage.index].spec
-      return make_train_step(self.spec, now, self.optimizer, engines, self.text, self._pieces[stage.index], compiled, reduction)
+      pieces = self._pieces[stage.index]
+      return make_train_step(self.spec, now, self.optimizer, engines, self.text, pieces, compiled, reduction, self._sharding)
 
     self.step = StepCache(make, self.spec.training.execution, self.device, self.processes, self.reduction)
     self.step.warm(left, self.state, self._first_tokens, tell, lambda stage: self._make_smaller(stage, tell))
