@@ -1,6 +1,7 @@
 """One run from its configuration to its report: data if it is missing, training, evaluation, sample, report."""
 
 import contextlib
+import dataclasses
 import json
 import tempfile
 import time
@@ -35,7 +36,7 @@ from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.sharding import sharding_for
-from yxanul.training.state import TrainState, generator
+from yxanul.training.state import generator
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 from yxanul.training.validation import Validation
@@ -54,6 +55,31 @@ def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None
     return _run(spec, workdir, price_per_hour, processes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Session:
+  """What stands from the first line of a run to its last."""
+
+  spec: ExperimentSpec
+  workdir: Path
+  processes: Processes
+  capabilities: Capabilities
+  engines: Engines
+  device: torch.device
+  display: Display
+  stop: StopRequest
+  started: float
+  unwritten: list[str]  # results that the disk did not take
+
+  @contextlib.contextmanager
+  def writing(self, path: Path) -> Iterator[None]:
+    """A result that cannot be written costs that result, not the run."""
+    try:
+      yield
+    except OSError as error:
+      self.unwritten.append(path.name)
+      self.display.message(f'cannot write {path}: {error.strerror}; the same command writes it when it can')
+
+
 def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, processes: Processes) -> int:
   started = time.perf_counter()
   check_workdir(spec, workdir)
@@ -63,7 +89,6 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
   device = set_up_torch(spec, capabilities)
   training = spec.training
-  unwritten: list[str] = []
   with (
     _alone(workdir) if processes.first else contextlib.nullcontext(),
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
@@ -71,9 +96,10 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
   ):
     if display.is_live or not processes.first:
       stop.tell = display.message
+    session = _Session(spec, workdir, processes, capabilities, engines, device, display, stop, started, [])
     try:
       with _begun(spec, workdir) if processes.first else contextlib.nullcontext():
-        prepared = _prepare(spec, workdir, display, stop)
+        prepared = _prepare(session)
     except Stopped:
       display.message(f'{stop.name}: stopped while preparing the text; the same command goes on from here')
       return EXIT_AGAIN
@@ -83,21 +109,7 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
     checkpoints = SharedCheckpoints(processes, own, sharding_for(spec, processes))
     stop.standing = checkpoints.standing
     try:
-      result = _train(
-        spec,
-        workdir,
-        curriculum,
-        capabilities,
-        engines,
-        device,
-        prepared,
-        checkpoints,
-        display,
-        stop,
-        started,
-        unwritten,
-        processes,
-      )
+      result = _train(session, curriculum, prepared, checkpoints)
       for line in _closing_lines(spec, result, workdir) if result else ():
         display.message(line)
     except Stopped as stopped:
@@ -106,7 +118,7 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
     finally:
       stop.doing = 'copying the last checkpoint'
       checkpoints.close()
-  return EXIT_UNSAVED if unwritten or checkpoints.failed else 0
+  return EXIT_UNSAVED if session.unwritten or checkpoints.failed else 0
 
 
 def _display(spec: ExperimentSpec, curriculum: Curriculum, price_per_hour: float | None, processes: Processes) -> Display:
@@ -155,16 +167,6 @@ def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
     raise
 
 
-@contextlib.contextmanager
-def _told(path: Path, display: Display, unwritten: list[str]) -> Iterator[None]:
-  """A result that cannot be written costs that result, not the run."""
-  try:
-    yield
-  except OSError as error:
-    unwritten.append(path.name)
-    display.message(f'cannot write {path}: {error.strerror}; the same command writes it when it can')
-
-
 def dry_run(spec: ExperimentSpec) -> None:
   """Shows what `run` would do: parameters, stages, learning rates, memory. Trains nothing, writes nothing."""
   limit_bytes = int(1e9 * spec.training.gpu_memory_gb)
@@ -191,26 +193,17 @@ def _muon_line(muon: MuonSpec) -> str:
 
 
 def _train(
-  spec: ExperimentSpec,
-  workdir: Path,
-  curriculum: Curriculum,
-  capabilities: Capabilities,
-  engines: Engines,
-  device: torch.device,
-  prepared: preparation.Prepared,
-  checkpoints: SharedCheckpoints,
-  display: Display,
-  stop: StopRequest,
-  started: float,
-  unwritten: list[str],
-  processes: Processes,
+  session: _Session, curriculum: Curriculum, prepared: preparation.Prepared, checkpoints: SharedCheckpoints
 ) -> dict[str, Any] | None:
+  spec, workdir, processes = session.spec, session.workdir, session.processes
+  stop, display, device = session.stop, session.display, session.device
+
   def tell(line: str) -> None:
     stop.check()
     display.message(line)
 
   stop.check('making the steps')
-  trainer = Trainer(spec, curriculum, capabilities, engines, device, prepared, processes)
+  trainer = Trainer(spec, curriculum, session.capabilities, session.engines, device, prepared, processes)
   restored = checkpoints.restore(trainer.state)
   progress = Progress()
   if restored:
@@ -222,19 +215,18 @@ def _train(
   warming = time.perf_counter()
   trainer.warm(progress.tokens, calibrate_first=not restored, tell=tell)
   progress.seconds_warming += time.perf_counter() - warming
-  curriculum = trainer.curriculum
-  display.plan(stage_rows(spec, curriculum), curriculum.total_tokens)
+  display.plan(stage_rows(spec, trainer.curriculum), trainer.curriculum.total_tokens)
   resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
-  progress.seconds += time.perf_counter() - started
+  progress.seconds += time.perf_counter() - session.started
 
   log = Logs(spec, workdir, progress.step, display.message) if processes.first else NoLogs()
-  peak = peak_flops(capabilities.name, matmul_format(trainer.engines, spec.precision))
+  peak = peak_flops(session.capabilities.name, matmul_format(trainer.engines, spec.precision))
   try:
     state = train(
       Run(
         spec=spec,
-        curriculum=curriculum,
+        curriculum=trainer.curriculum,
         step=trainer.step,
         batches=trainer.batches,
         evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop, processes),
@@ -252,25 +244,23 @@ def _train(
       progress,
     )
   finally:
-    with _told(workdir / 'metrics.jsonl', display, unwritten):
+    with session.writing(workdir / 'metrics.jsonl'):
       log.close()
   if not processes.first:
     return None
-  report, path = workdir / 'report.html', workdir / 'result.json'
+  samples, path, report = (workdir / name for name in ('samples.txt', 'result.json', 'report.html'))
   if restored and progress.step == resumed_from and (before := _read_result(path)):
     result = before  # the run was over then: what it left stays as it is
   else:
     stop.check('sampling')
-    with _told(workdir / 'samples.txt', display, unwritten):
-      write_samples(
-        workdir / 'samples.txt', Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng)
-      )
+    with session.writing(samples):
+      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
     stop.check('writing the results')
-    result = _result(spec, curriculum, state, progress, prepared, trainer.choices(), capabilities, resumed_from)
-    with _told(path, display, unwritten):
+    result = _result(session, trainer, progress, prepared, resumed_from)
+    with session.writing(path):
       write_atomically(path, _json(result))
   stop.check('writing the report')
-  with _told(report, display, unwritten):
+  with session.writing(report):
     write_report(workdir)
   stop.check()
   return result
@@ -311,28 +301,32 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
     raise ValueError(f'--workdir={workdir}: cannot be written ({error.strerror}: {existing})') from None
 
 
-def _prepare(spec: ExperimentSpec, workdir: Path, display: Display, stop: StopRequest) -> preparation.Prepared:
+def _prepare(session: _Session) -> preparation.Prepared:
   told: dict[str, float] = {}
+  stop, message = session.stop, session.display.message
 
   def tell(phase: str, done: float, total: float | None) -> None:
     stop.check()
     now = time.perf_counter()
     if now - told.get(phase, -10.0) >= 10.0:
       told[phase] = now
-      display.message(f'{phase}: {done / total:.0%}' if total else f'{phase}: {done / 1e6:,.1f} MB')
+      message(f'{phase}: {done / total:.0%}' if total else f'{phase}: {done / 1e6:,.1f} MB')
 
   stop.doing = 'preparing the text'
-  folder = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
-  return preparation.prepare(spec.data, folder, tell)
+  data = session.spec.data
+  return preparation.prepare(data, Path(data.directory) if data.directory else session.workdir / 'data', tell)
 
 
-def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, choices, capabilities, resumed_from) -> dict:
+def _result(
+  session: _Session, trainer: Trainer, progress: Progress, prepared: preparation.Prepared, resumed_from: int | None
+) -> dict[str, Any]:
+  choices, capabilities = trainer.choices(), session.capabilities
   result = {
-    'experiment': spec.name,
+    'experiment': session.spec.name,
     'val_bpb': progress.val_bpb,
     'ppl_gpt2_equivalent': ppl_gpt2_equivalent(progress.val_bpb),
     'val_bytes': int(prepared.validation.byte_counts.sum()),
-    'parameters': sum(p.numel() for p in state.params.values()),
+    'parameters': sum(p.numel() for p in trainer.state.params.values()),
     'tokens': progress.tokens,
     'bytes': progress.bytes,
     'seconds': progress.seconds,
@@ -343,15 +337,15 @@ def _result(spec, curriculum, state: TrainState, progress: Progress, prepared, c
     'spike_steps': progress.spike_steps,
     'rollbacks': progress.rollbacks,
     'tokens_rolled_back': progress.tokens_rolled_back,
-    'stages': len(curriculum.stages),
-    'batch_sizes': curriculum.batches,
+    'stages': len(trainer.curriculum.stages),
+    'batch_sizes': choices['batches'],
     'processes': choices['processes'],
     'engines': choices['engines'],
     'resumed_from': resumed_from,
     'versions': {'torch': torch.__version__, **dict(capabilities.versions)},
     'hardware': capabilities.name,
   }
-  if spec.evaluation.xz_mark:
+  if session.spec.evaluation.xz_mark:
     result |= xz_marks(prepared)
   return result
 
