@@ -51,11 +51,15 @@ def test_a_pipe_gets_each_row_on_one_line_whole():
 
 @pytest.mark.parametrize('width', [30, 60, 80, 200])
 def test_no_figure_is_cut_on_a_terminal(width):
-  text = printed(tables.stage_table(STAGES), width)
-  assert '…' not in text
+  """Where a row does not fit it goes on below, its stage again before it."""
+  lines = printed(tables.stage_table(STAGES), width).splitlines()
+  assert max(map(len, lines)) <= width
+  assert lines.count('Curriculum'.ljust(len(lines[0]))) == 1
+  assert sum(line.strip() == 'continued' for line in lines) == {30: 3, 60: 1}.get(width, 0)
   for i, row in enumerate(STAGES):
-    line = next(line for line in text.splitlines() if line.strip().startswith(f'{row["stage"]} '))
-    assert line.split() == [
+    parts = [line.split() for line in lines if line.strip().startswith(f'{row["stage"]} ')]
+    assert all(part[0] == str(i + 1) for part in parts)
+    assert [str(i + 1), *(figure for part in parts for figure in part[1:])] == [
       str(i + 1),
       f'{8 << i:,}',
       f'{8192 >> i:,}',

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from rich.text import Text
 
 from tests import tiny
 from yxanul.planning import speed
@@ -21,12 +22,24 @@ def test_tables_json_and_picture(tmp_path):
   path, picture = tmp_path / 'plan.json', tmp_path / 'plan.png'
   done = plan('--config=experiments/ultra.py', '--gpu=h200', '--price=3.5', f'--json={path}', f'--plot={picture}')
   assert done.returncode == 0, done.stderr
-  for words in ('Stages on H200', 'Memory at its peak, of 141 GB', 'Timeline', 'Lambda', '--price', 'does not hold', 'Mastery'):
+  for words in ('Stages on H200', 'Memory at its peak, of 141 GB', 'Timeline', 'Lambda', '--price', 'The claims', 'Mastery'):
     assert words in done.stdout
   result = json.loads(path.read_text())
   assert [row['batch_size'] for row in result['stages']][:2] == [4 * 8192, 4 * 8192]  # the variant gpu=h200
   assert result['providers'][-1]['dollars'] == pytest.approx(3.5 * result['total']['seconds'] / 3600, rel=0.05)
   assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_eighty_columns_hold_every_table():
+  arguments = ('--config=experiments/ultra.py', '--gpu=h200', '--price=3.5')
+  done = plan(*arguments, FORCE_COLOR='1', COLUMNS='80')  # by which rich takes a pipe for a terminal
+  assert done.returncode == 0, done.stderr
+  text = Text.from_ansi(done.stdout).plain.partition('ultra on H200')[0]
+  lines = text.splitlines()
+  assert max(map(len, lines)) == 80
+  assert '…' not in text
+  assert 'continued' not in text
+  assert [line.split()[-1] for line in lines if line.startswith('13.2 tokens a')] == ['yes']
 
 
 def test_overrides_stay_when_the_card_is_chosen_and_other_experiments_have_no_claims():

@@ -10,12 +10,12 @@ from yxanul.reporting import numbers, tables
 Row = Mapping[str, Any]
 
 _MEMORY = {
-  'parameters': 'weights',
+  'parameters': 'model',
   'weight_copies': 'copies',
-  'gradients': 'gradients',
-  'optimizer': 'optimizer',
-  'activations': 'activations',
-  'workspace': 'backward',
+  'gradients': 'gradi-\nents',
+  'optimizer': 'opti-\nmizer',
+  'activations': 'activa-\ntions',
+  'workspace': 'back-\nward',
   'vocab_loss': 'loss',
 }
 _WRITE: dict[str, Callable[[float], str]] = {
@@ -55,7 +55,7 @@ def parameters_table(plan: Row) -> Table:
 
 
 def stage_table(plan: Row) -> Table:
-  """A line a stage: batch, the largest that would fit, speed, time; the run below."""
+  """A line a stage: batch, the largest that would fit, what there is to compute, time; the run below."""
   columns = [
     ('stage', 'stage', str),
     ('seq_len', 'length', '{:,}'.format),
@@ -66,12 +66,10 @@ def stage_table(plan: Row) -> Table:
     ('tokens', 'tokens', numbers.count),
     ('flops', 'FLOPs', '{:.2e}'.format),
     ('attention', 'attention', str),
-    ('ms', 'ms\n/step', _ms),
-    ('tokens_per_second', 'tokens\n/s', numbers.count),
-    ('mfu', 'MFU', numbers.percent),
     ('seconds', 'takes', numbers.duration),
   ]
-  return tables._table(plan['stages'], columns, f'Stages on {_card(plan)}', left=set(), total={**plan['total'], 'stage': 'all'})
+  total = {**plan['total'], 'stage': 'all'}
+  return tables._table(plan['stages'], columns, f'Stages on {_card(plan)}', left=set(), total=total)
 
 
 def memory_table(plan: Row) -> Table:
@@ -84,22 +82,22 @@ def memory_table(plan: Row) -> Table:
     ('memory_bytes', 'all', numbers.byte_size),
     ('free_bytes', 'free', numbers.byte_size),
   ]
-  return tables._table(
-    rows, columns, f'Memory at its peak, of {numbers.byte_size(plan["memory_limit_bytes"])}', left=set(), gap=1
-  )
+  return tables._table(rows, columns, f'Memory at its peak, of {numbers.byte_size(plan["memory_limit_bytes"])}', left=set())
 
 
 def time_table(plan: Row) -> Table:
-  """A line a stage: ms of a step by part."""
+  """A line a stage: ms of a step by part, their sum, the speed that this is; the run's below."""
   parts = [part for part in plan['stages'][0]['ms_by_part'] if any(stage['ms_by_part'][part] for stage in plan['stages'])]
   rows = [{**stage, **stage['ms_by_part']} for stage in plan['stages']]
   columns = [
     ('stage', 'stage', str),
-    ('seq_len', 'length', '{:,}'.format),
-    *((part, part, _ms) for part in parts),
+    *((part, 'element-\nwise' if part == 'elementwise' else part, _ms) for part in parts),
     ('ms', 'all', _ms),
+    ('tokens_per_second', 'tokens\n/s', numbers.count),
+    ('mfu', 'MFU', numbers.percent),
   ]
-  return tables._table(rows, columns, 'ms a step by part', left=set())
+  total = {'stage': 'all', 'tokens_per_second': plan['total']['tokens_per_second'], 'mfu': plan['total']['mfu']}
+  return tables._table(rows, columns, 'Speed, and ms of a step by part', left=set(), total=total)
 
 
 def phase_table(plan: Row, claimed_tokens: Mapping[str, float] | None) -> Table:
@@ -133,8 +131,8 @@ def provider_table(rows: Sequence[Row], claims: bool) -> Table:
   ]
   if claims:
     columns += [
-      ('hours_3_epochs', '3 epochs,\nhours', _hours),
-      ('dollars_3_epochs', '3 epochs,\n$', _dollars),
+      ('hours_3_epochs', '3\nepochs\nhours', _hours),
+      ('dollars_3_epochs', '3\nepochs\n$', _dollars),
       ('claimed_hours', 'claimed\nhours', _hours),
       ('claimed_dollars', 'claimed\n$', _dollars),
       ('claimed_tokens_per_second', 'that is\ntokens/s', numbers.count),
@@ -149,7 +147,7 @@ def claims_table(rows: Sequence[Row]) -> Table:
       **row,
       'claimed_text': _WRITE[row['unit']](row['claimed']),
       'computed_text': _WRITE[row['unit']](row['computed']),
-      'verdict': 'holds' if row['holds'] else 'does not hold',
+      'verdict': 'yes' if row['holds'] else 'no',
     }
     for row in rows
   ]
@@ -158,7 +156,7 @@ def claims_table(rows: Sequence[Row]) -> Table:
     ('how', 'checked by', str),
     ('claimed_text', 'claimed', str),
     ('computed_text', 'comes to', str),
-    ('verdict', '', str),
+    ('verdict', 'holds', str),
   ]
   return tables._table(rows, columns, 'The claims', left={'claim', 'how', 'verdict'})
 
@@ -169,12 +167,12 @@ def check_table(check: Row) -> Table:
     ('stage', 'stage', str),
     ('seq_len', 'length', '{:,}'.format),
     ('parts', 'rows\nin', str),
-    ('measured_parts', 'measured\nrows in', str),
+    ('measured_parts', 'run\nin', str),
     ('tokens_per_second', 'planned\ntokens/s', numbers.count),
-    ('measured_tokens_per_second', 'measured', numbers.count),
+    ('measured_tokens_per_second', 'measured\ntokens/s', numbers.count),
     ('speed_error', 'error', _error),
     ('memory_bytes', 'planned\nmemory', numbers.byte_size),
-    ('measured_memory_bytes', 'measured', numbers.byte_size),
+    ('measured_memory_bytes', 'measured\nmemory', numbers.byte_size),
     ('memory_error', 'error', _error),
   ]
   return tables._table(check['stages'], columns, 'The plan against the bench', left=set())

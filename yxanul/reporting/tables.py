@@ -4,6 +4,8 @@ Every function returns a `rich.table.Table`; `print_table` shows one. Values com
 written for people here, so that a caller never formats.
 """
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ from yxanul.reporting import numbers
 Row = Mapping[str, Any]
 _Column = tuple[str, str, Callable[[Any], str]]  # key in the row, heading, how its value is written
 
-_WRAPS = ('summary', 'hardware')  # columns of prose; all others stand on one line
+_WRAPS = ('summary', 'hardware', 'claim', 'how', 'why', 'text', 'says')  # columns of prose; all others stand on one line
 
 
 def _plain(value: Any) -> str:
@@ -29,10 +31,8 @@ def _shape(value: Iterable[int]) -> str:
   return ' × '.join(str(n) for n in value)
 
 
-def _table(
-  rows: Iterable[Row], columns: list[_Column], title: str, left: set[str], total: Row | None = None, gap: int = 2
-) -> Table:
-  table = Table(title=title or None, title_justify='left', title_style='bold', box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0))
+def _table(rows: Iterable[Row], columns: list[_Column], title: str, left: set[str], total: Row | None = None) -> Table:
+  table = Table(title=title or None, title_justify='left', title_style='bold', box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
   table.show_edge = False
   for key, heading, _ in columns:
     prose = key in _WRAPS
@@ -90,7 +90,7 @@ def stage_table(rows: list[Row]) -> Table:
     ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
   ]
   total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}
-  return _table(rows, columns, 'Curriculum', left=set(), total=total, gap=1)  # 80 columns hold it
+  return _table(rows, columns, 'Curriculum', left=set(), total=total)
 
 
 def corpus_table(rows: list[Row]) -> Table:
@@ -120,10 +120,52 @@ def evaluation_table(rows: list[Row]) -> Table:
   return _table(rows, columns, 'Bits per byte', left={'source'})
 
 
+def _like(table: Table, **fields: Any) -> Table:
+  other = copy.copy(table)
+  for name, value in fields.items():
+    setattr(other, name, value)
+  return other
+
+
+def _with_columns(table: Table, chosen: list[int], **fields: Any) -> Table:
+  return _like(table, columns=[dataclasses.replace(table.columns[at], _index=i) for i, at in enumerate(chosen)], **fields)
+
+
+def _split(table: Table, fits: Callable[[Table], bool]) -> list[Table]:
+  """A table that is too wide as several below one another, each with the columns that say what a row is of."""
+  n = len(table.columns)
+  n_keys = next((i for i in range(1, n) if table.columns[i].justify != 'left'), n)  # the first, and those aligned to the left
+  keys = list(range(n_keys))
+  parts = [keys]
+  for i in range(n_keys, n):
+    if len(parts[-1]) > n_keys and not fits(_with_columns(table, [*parts[-1], i])):
+      parts.append(keys)
+    parts[-1] = [*parts[-1], i]
+  more = {'title': table.title and 'continued'}
+  return [_with_columns(table, part, **(more if at else {})) for at, part in enumerate(parts)]
+
+
 def print_table(table: Table, console: Console | None = None) -> None:
-  """Prints a table with no figure cut: prose wraps to the terminal, and one line holds a row when output is no terminal."""
+  """Prints a table with no figure cut.
+
+  On a terminal that is too narrow for it its columns move closer, then prose wraps, then it goes on below itself, with the
+  first columns again. Where output is no terminal one line holds a row, however long.
+  """
   console = console or Console()
-  natural = Measurement.get(console, console.options.update(max_width=10_000), table)
-  wraps = console.is_terminal and not all(column.no_wrap for column in table.columns)
-  width = max(console.width, natural.minimum + len(table.columns)) if wraps else natural.maximum
-  Console(file=console.file, force_terminal=console.is_terminal, width=width).print(table)
+
+  def width(some: Table) -> Measurement:
+    return Measurement.get(console, console.options.update(max_width=10_000), some)
+
+  def fits(some: Table) -> bool:
+    return width(some).maximum <= console.width
+
+  parts = [table]
+  if console.is_terminal and not fits(table):
+    table = _like(table, padding=0)
+    proseless = all(column.no_wrap for column in table.columns)
+    parts = _split(table, fits) if proseless else [table]
+  for part in parts:
+    limits = width(part)
+    wraps = console.is_terminal and not all(column.no_wrap for column in part.columns)
+    columns = max(console.width, limits.minimum + len(part.columns)) if wraps else limits.maximum
+    Console(file=console.file, force_terminal=console.is_terminal, width=columns).print(part)
