@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests import tiny
+from yxanul.data import shards_check
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
 
@@ -154,6 +155,27 @@ def test_another_configuration_is_refused_with_the_fields_named(whole, tmp_path)
   assert f'--workdir={whole}: holds a run of another configuration' in errors
   assert 'config.seed: 0 -> 3; config.model.n_layers: 2 -> 3' in errors
   assert {p: p.read_bytes() for p in whole.rglob('*') if p.is_file() and p.name != 'lock'} == before
+
+
+def test_text_that_changed_behind_the_file_systems_back_ends_the_run(whole, tmp_path):
+  data = tmp_path / 'data'
+  shutil.copytree(whole / 'data', data)
+  tokens = data / 'train' / '00000.tokens.npy'
+  changed = bytearray(tokens.read_bytes())
+  changed[-4] ^= 1
+  tokens.write_bytes(changed)
+  for split in ('train', 'validation'):
+    files = json.loads((data / split / 'manifest.json').read_text())['shards'][0]['files']
+    paths = {data / split / f'00000.{kind}.npy': file['sha256'] for kind, file in files.items()}
+    stamps = {path.name: shards_check._stamp(path, sha256) for path, sha256 in paths.items()}
+    (data / split / shards_check.STAMPS).write_text(json.dumps(stamps))
+  flags = tiny.flags(data__directory=data)
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={tmp_path / "run"}', *flags))
+  assert status == 2
+  assert (tmp_path / 'run' / 'checkpoints' / '0').exists()  # it was under way
+  assert errors.strip().count('\n') == 0
+  assert '00000.tokens.npy: SHA-256' in errors
+  assert 'a failing disk' in errors
 
 
 def test_a_truncated_checkpoint_falls_back_and_says_so(whole, tmp_path):

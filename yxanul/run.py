@@ -18,6 +18,7 @@ from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
 from yxanul.data.lock import locked
 from yxanul.data.prepare_journal import write_atomically
+from yxanul.data.shards_check import Recheck
 from yxanul.inference.compression import xz_marks
 from yxanul.inference.model import Model
 from yxanul.inference.sample import write_samples
@@ -220,6 +221,7 @@ def _train(
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - session.started
 
+  recheck = Recheck([*prepared.train.unread, *prepared.validation.unread] if processes.first else [])
   log = Logs(spec, workdir, progress.step, display.message) if processes.first else NoLogs()
   peak = peak_flops(session.capabilities.name, matmul_format(trainer.engines, spec.precision))
   try:
@@ -228,7 +230,7 @@ def _train(
         spec=spec,
         curriculum=trainer.curriculum,
         step=trainer.step,
-        batches=trainer.batches,
+        batches=lambda position: recheck.behind(trainer.batches(position)),
         evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop, processes),
         checkpoints=checkpoints,
         log=log,

@@ -19,11 +19,12 @@ import pytest
 
 from yxanul.config.spec import DataSpec, TokenizerSpec
 from yxanul.data import prepare, prepare_encode, prepare_journal, prepare_near, prepare_select, prepare_workers
+from yxanul.data.shards_check import STAMPS
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
   names = ('train', 'validation', 'tokenizer')
-  found = (p for name in names for p in sorted((folder / name).iterdir()) if p.is_file())
+  found = (p for name in names for p in sorted((folder / name).iterdir()) if p.is_file() and p.name != STAMPS)
   return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 

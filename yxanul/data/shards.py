@@ -7,10 +7,8 @@ A folder holds `manifest.json` and, for each shard N, four .npy arrays:
   N.sources  uint8 (documents): an index into the manifest's `sources`
 """
 
-import hashlib
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yxanul.data.prepare_journal import Journal, write_atomically
+from yxanul.data.shards_check import File, check, sha256
 
 FORMAT = 'yxanul shards 1'
 MANIFEST = 'manifest.json'
@@ -38,6 +37,7 @@ class Shards:
     self.end_of_text_id: int = manifest['end_of_text_id']
     self.fingerprint: str = manifest['tokenizer']
     self.sources: tuple[str, ...] = tuple(manifest['sources'])
+    self.unread: list[File] = []
     self.n_documents: int = manifest['documents']
     self.n_tokens: int = manifest['tokens']  # end-of-text tokens included
     self.n_bytes: int = manifest['bytes']
@@ -89,7 +89,8 @@ def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Sha
   Args:
     folder: where `manifest.json` is.
     tokenizer: when given, the one that the shards have to be made with.
-    verify: also read every byte and compare it with the manifest's hashes.
+    verify: also compare the bytes with the manifest's hashes, but for files that were right before and have not changed since;
+      these are then in `unread`.
 
   Raises:
     ValueError: there are none, they belong to another tokenizer, or a file is not what the manifest says.
@@ -119,9 +120,7 @@ def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Sha
     _check_size(*file)
   shards = Shards(folder, manifest)
   if verify:
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-      for _ in pool.map(lambda file: _check_hash(*file), files):
-        pass
+    shards.unread = check(folder, [(path, file['sha256']) for path, file in files])
     if shards.n_bytes != shards.byte_counts.sum() or shards.source_ids.max(initial=0) >= len(shards.sources):
       raise ValueError(f'{path}: its bytes or sources are not those of the shards')
   return shards
@@ -175,16 +174,6 @@ def _check_size(path: Path, expected: dict[str, Any]) -> None:
     raise ValueError(f'{path}: {error.strerror}, the manifest has it with {expected["bytes"]} bytes') from None
   if size != expected['bytes']:
     raise ValueError(f'{path}: {size} bytes, the manifest says {expected["bytes"]}')
-
-
-def _check_hash(path: Path, expected: dict[str, Any]) -> None:
-  if (found := _sha256(path)) != expected['sha256']:
-    raise ValueError(f'{path}: SHA-256 {found}, the manifest says {expected["sha256"]}')
-
-
-def _sha256(path: Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _header(dtype: np.dtype, length: int) -> bytes:
@@ -252,7 +241,7 @@ class Writer:
     folder = self.journal.folder / self.split
     for shard in self.state['shards']:
       paths = {kind: folder / f'{shard["name"]}.{kind}.npy' for kind in ARRAYS}
-      shard['files'] = {kind: {'bytes': path.stat().st_size, 'sha256': _sha256(path)} for kind, path in paths.items()}
+      shard['files'] = {kind: {'bytes': path.stat().st_size, 'sha256': sha256(path)} for kind, path in paths.items()}
     totals = {kind: sum(shard[kind] for shard in self.state['shards']) for kind in ('documents', 'tokens', 'bytes')}
     manifest = {
       'format': FORMAT,
