@@ -1,8 +1,9 @@
 """Every command of README: run as written at toy size, or, where it wants a GPU, a container or somebody's cloud, parsed.
 
 HOW says which is which. What is `run` runs in one folder, in README's order, as a newcomer would; toy sizes are appended as
-overrides. What is `parsed` must get through the program's own flags and make a valid experiment, and goes no further. Of other
-people's programs (`shell`) the syntax is checked, and what of ours they start is parsed.
+overrides. What is `small` runs beside experiments of the same names made small (tests/study/toy.py). What is `parsed` must get
+through the program's own flags and make a valid experiment, and goes no further. Of other people's programs (`shell`) the
+syntax is checked, and what of ours they start is parsed.
 """
 
 import json
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
+from tests.study.toy import write_family
 from yxanul.data import python_docs
 
 README = (tiny.REPOSITORY / 'README.md').read_text()
@@ -28,6 +30,7 @@ TOY_ULTRA = [
   '--config.data.tokenizer.transition_size=400',
 ]
 TOY_ULTRA += ['--config.data.validation_fraction=0.1']
+
 
 # The first pattern that a command begins with decides; then what is appended to run it small.
 HOW: tuple[tuple[str, str, list[str]], ...] = (
@@ -40,7 +43,10 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.doctor --config=experiments/ultra\.py', 'parsed', []),  # steps of ultra
   (r'python -m yxanul\.tools\.(prepare|tokenizer) ', 'run', TOY_ULTRA),
   (r'python -m yxanul\.tools\.(evaluate|generate|export) ', 'run', []),
-  (r'python -m yxanul\.tools\.(bench|ablate|compare) ', 'parsed', []),  # a GPU
+  (r'python -m yxanul\.tools\.bench --config=', 'small', ['--nopeers', '--steps=1', '--profile_steps=0', '--only=1,3']),
+  (r'python -m yxanul\.tools\.bench --what=', 'run', ['--tokens=64']),
+  (r'python -m yxanul\.tools\.ablate ', 'small', ['--seconds=0.3', '--only=ultra']),
+  (r'python -m yxanul\.tools\.compare ', 'small', ['--seconds=0.3', '--seeds=1', '--set=data.validation_fraction=0.1']),
   (r'torchrun ', 'parsed', []),  # GPUs
   (r'python -m pytest$', 'shell', []),  # this suite
   (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
@@ -68,15 +74,28 @@ def clone(tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp('clone')
   for name in ('experiments', 'third_party', 'yxanul'):
     (folder / name).symlink_to(tiny.REPOSITORY / name)
-  (folder / 'texts').mkdir()
-  texts = [text for _, text, _ in python_docs.read()]
-  for i in range(2):
-    pq.write_table(pa.table({'text': texts[i::2]}), folder / 'texts' / f'part-{i}.parquet')
+  write_texts(folder / 'texts')
   return folder
 
 
+@pytest.fixture(scope='module')
+def small(tmp_path_factory) -> Path:
+  """A folder with small experiments of the real names, and text where README says PATH."""
+  folder = tmp_path_factory.mktemp('small')
+  write_family(folder / 'experiments', 'ultra', 'ultra_muon')
+  write_texts(folder / 'PATH')
+  return folder
+
+
+def write_texts(folder: Path) -> None:
+  folder.mkdir()
+  texts = [text for _, text, _ in python_docs.read()]
+  for i in range(2):
+    pq.write_table(pa.table({'text': texts[i::2]}), folder / f'part-{i}.parquet')
+
+
 def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-  environment = os.environ | {'PYTHONPATH': str(folder)}
+  environment = os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)}
   return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -112,12 +131,12 @@ def extras(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize('command', commands(), ids=lambda command: f'{how(command)[0]}: {command[:90]}')
-def test_readme(command, clone):
+def test_readme(command, clone, request):
   kind, more = how(command)
   assert kind != 'unknown', f'HOW does not say how to test {command}'
   words = shlex.split(command)
-  if kind == 'run':
-    done = execute([sys.executable, *words[1:], *more], clone)
+  if kind in ('run', 'small'):
+    done = execute([sys.executable, *words[1:], *more], clone if kind == 'run' else request.getfixturevalue('small'))
     assert done.returncode == 0, done.stderr
   elif kind == 'parsed':
     parse(words, clone)
