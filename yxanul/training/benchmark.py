@@ -50,7 +50,7 @@ class Effort:
 
   steps: int = 20  # timed, of every stage
   warmup_steps: int = 3  # before them
-  profile_steps: int = 10  # under the profiler, after them; 0: none
+  profile_steps: int = 50  # under the profiler, after them; 0: none
 
 
 @dataclasses.dataclass
