@@ -6,6 +6,8 @@ import resource
 from tests import tiny
 from tests.samples import copied_share, known_share
 from yxanul.data import python_docs
+from yxanul.inference.generate import Sampling, complete, streams
+from yxanul.inference.load import load
 
 
 def test_quickstart_learns_english_and_says_that_it_is_a_toy(tmp_path):
@@ -25,6 +27,12 @@ def test_quickstart_learns_english_and_says_that_it_is_a_toy(tmp_path):
   assert known_share(samples, training) >= 0.9
   assert copied_share(samples, training) <= 0.5
   assert result['val_bytes'] == sum(len(text.encode()) for _, text, held_out in documents if held_out)
+
+  # README's example of a prompt that ends inside the superword " can be".
+  model = load(workdir)
+  assert b' can be' in model.tokenizer.entries
+  (more,) = complete(model, ['The object can b'], Sampling(tokens=3, temperature=0.0), streams(0, 1))
+  assert more.startswith('e ')
 
 
 def test_the_measures_of_a_sample_measure():

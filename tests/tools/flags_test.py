@@ -74,6 +74,12 @@ def test_json_that_cannot_be_written_is_told_at_once(name, flag, problem, runs):
   assert tiny.finish(tiny.start(name, *arguments, flag)) == (2, '', f'error: {problem}\n')
 
 
+@pytest.mark.parametrize(('name', 'flag'), [('main', 'config'), ('tools.evaluate', 'json'), ('tools.generate', 'prompt')])
+def test_a_flag_without_its_value_does_not_take_the_next(name, flag):
+  errors = f'error: --{flag}: has no value, wants --{flag}=VALUE\n'
+  assert tiny.finish(tiny.start(name, f'--{flag}', '--verbosity=0')) == (2, '', errors)
+
+
 @pytest.mark.parametrize(
   ('name', 'flag', 'value'),
   [

@@ -4,6 +4,7 @@ Every program is a function `main()` behind `run(main)`, which asks `spec()` for
 defines `--config`; `flags.adopt_module_key_flags(cli)` lists it among a program's own flags in its help.
 """
 
+import itertools
 import math
 import os
 import re
@@ -59,6 +60,10 @@ def _parse(argv: list[str]) -> list[str]:
   before = argv[: argv.index('--')] if '--' in argv else argv
   if wish := next(filter(_HELP.fullmatch, before[1:]), None):
     flags.FLAGS([argv[0], '--help' if wish == '-h' else wish])  # which prints and exits, whatever else the line says
+  for argument, following in itertools.pairwise(before[1:]):  # which absl would take for its value
+    name = argument.removeprefix('--')
+    if name != argument and name in flags.FLAGS and not flags.FLAGS[name].boolean and following.startswith('--'):
+      raise ValueError(f'{argument}: has no value, wants {argument}=VALUE')
   experiment = next((b.partition('=')[2] or n for b, n in zip(before, [*before[1:], ''], strict=True) if _is_config(b)), None)
   if experiment is not None:
     config = registry.load(experiment)

@@ -31,8 +31,8 @@ def output() -> Iterator[Callable[[Any], None]]:
   """
   path = _JSON.value
   if path is not None and path != '-':
-    if not path or path.startswith('-'):
-      raise ValueError(f'--json: got {path!r}, wants a file, or - for standard output')
+    if not path:
+      raise ValueError("--json: got '', wants a file, or - for standard output")
     if not Path(path).absolute().parent.is_dir():
       raise ValueError(f'--json={path}: the folder does not exist')
   text = ''
