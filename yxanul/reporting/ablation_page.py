@@ -50,20 +50,20 @@ RUNS: Columns = (
   ('n', 'seeds', str),
   ('tokens_per_second', 'tokens/s', numbers.count),
   ('bytes_per_second', 'text/s', _per_second),
-  ('bytes_to_target', 'text to target', numbers.byte_size),
-  ('seconds_to_target', 'time to target', numbers.duration),
-  ('final_bpb', 'final bpb', _bpb),
+  ('bytes_to_target', 'text to\ntarget', numbers.byte_size),
+  ('seconds_to_target', 'time to\ntarget', numbers.duration),
+  ('final_bpb', 'final\nbpb', _bpb),
   ('final_bpb_spread', 'spread', _bpb),
-  ('seconds_training', 'training time', numbers.duration),
+  ('seconds_training', 'training\ntime', numbers.duration),
   ('seconds_warming', 'compiling', numbers.duration),
 )
 GOALS: Columns = (('against', 'against', str), ('factor', 'measured', _times), ('says', '', str))
 PARTS: Columns = (('claim', 'part', str), ('claimed', 'claimed', _part), ('found', 'found', _part), ('how', 'how', str))
 TREND: Columns = (
-  ('seconds', 'seconds of the baselines', '{:g}'.format),
-  ('own_seconds', 'seconds of its own', '{:g}'.format),
-  ('baseline', 'against the FP32 baseline', _times),
-  ('strong', 'against the better strong baseline', _times),
+  ('seconds', 'seconds of\nthe baselines', '{:g}'.format),
+  ('own_seconds', 'seconds of\nits own', '{:g}'.format),
+  ('baseline', 'against the\nFP32 baseline', _times),
+  ('strong', 'against the better\nstrong baseline', _times),
 )
 _LEFT = {'saving', 'says', 'name', 'against', 'claim', 'how'}
 

@@ -33,7 +33,7 @@ def pair_table(result: Mapping[str, Any]) -> Table:
     ('seconds_a', f'time\n{a}', numbers.duration),
     ('seconds_b', f'time\n{b}', numbers.duration),
     ('speedup', 'times\nas fast', _times),
-    ('bytes_ratio', 'times\nless text', _times),
+    ('bytes_ratio', 'times\nless\ntext', _times),
   ]
   total = {'seed': 'mean', 'difference': result['difference']['mean'], 'speedup': result['speedup']['mean']}
   return tables._table(result['pairs'], columns, f'{b} against {a}', left={'seed'}, total=total)
