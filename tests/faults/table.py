@@ -25,22 +25,22 @@ FAULTS = {
   'a flipped bit in a checkpoint': Fault(flipped_bit, 100, 10, FALLS_BACK),
   'a file of a checkpoint is gone': Fault(missing_file, 30, 5, FALLS_BACK),
   'a file of a checkpoint is cut short': Fault(cut_file, 30, 5, FALLS_BACK),
-  **{f'SIGTERM or SIGINT while {moment}': Fault(stop_at(moment), 5, 1, AGAIN) for moment in MOMENTS},
-  'SIGTERM or SIGINT while importing': Fault(stop_while_importing, 5, 1, 'exit status 75 and one line'),
-  'what is under way does not end in time': Fault(hangs, 5, 1, f'ended by the clock; {AGAIN}'),
-  'a second signal': Fault(second_signal, 5, 1, 'ends at once; the same command ends as an undisturbed run'),
-  'a notice of pre-emption': Fault(preemption_file, 5, 1, AGAIN),
+  **{f'SIGTERM or SIGINT while {moment}': Fault(stop_at(moment), 10, 1, AGAIN) for moment in MOMENTS},
+  'SIGTERM or SIGINT while importing': Fault(stop_while_importing, 10, 1, 'exit status 75 and one line'),
+  'what is under way does not end in time': Fault(hangs, 10, 1, f'ended by the clock; {AGAIN}'),
+  'a second signal': Fault(second_signal, 10, 1, 'ends at once; the same command ends as an undisturbed run'),
+  'a notice of pre-emption': Fault(preemption_file, 10, 1, AGAIN),
   'SIGKILL at two moments of a run': Fault(kill_run, 10, 1, 'the same command ends as an undisturbed run, bit for bit'),
-  'a full disk': Fault(full_disk, 3, 1, 'told; training goes on and saves when it can; else exit status 74'),
-  'a disk that becomes read-only': Fault(read_only_disk, 3, 1, 'told; training goes on and saves when it can; else 74'),
-  'a limit on the size of files': Fault(file_size_limit, 5, 1, 'told; the checkpoint before stands'),
-  'a step that is not finite': Fault(bad_step(1e38, False), 5, 1, 'one step skipped, nothing else changed'),
-  'a loss spike': Fault(bad_step(-60.0, False, 2), 5, 1, 'one step skipped, nothing else changed'),
-  'parameters that are not finite': Fault(bad_step(float('nan'), True), 5, 1, 'back to the last good checkpoint, and on'),
+  'a full disk': Fault(full_disk, 5, 1, 'told; training goes on and saves when it can; else exit status 74'),
+  'a disk that becomes read-only': Fault(read_only_disk, 5, 1, 'told; training goes on and saves when it can; else 74'),
+  'a limit on the size of files': Fault(file_size_limit, 10, 1, 'told; the checkpoint before stands'),
+  'a step that is not finite': Fault(bad_step(1e38, False), 10, 1, 'one step skipped, nothing else changed'),
+  'a loss spike': Fault(bad_step(-60.0, False, 2), 10, 1, 'one step skipped, nothing else changed'),
+  'parameters that are not finite': Fault(bad_step(float('nan'), True), 10, 1, 'back to the last good checkpoint, and on'),
   'parameters that are not finite, again and again': Fault(
-    every_step_bad, 5, 1, 'gives up with one line; the same command without the fault ends as an undisturbed run'
+    every_step_bad, 10, 1, 'gives up with one line; the same command without the fault ends as an undisturbed run'
   ),
-  'parameters that went astray': Fault(bad_step(-60.0, True, 2), 5, 1, 'back to the last good checkpoint, and on'),
+  'parameters that went astray': Fault(bad_step(-60.0, True, 2), 10, 1, 'back to the last good checkpoint, and on'),
 }
 
 
