@@ -35,6 +35,7 @@ WRONG = [
   ('model.vocab_size', 1000, r'config\.model\.vocab_size: got 1000, wants 200005'),
   ('model.max_positions', 1024, r'config\.model\.max_positions: got 1024, wants at least the longest row, 2048'),
   ('optimizer.peak_lr', float('nan'), r'config\.optimizer\.peak_lr: got nan, wants a finite number'),
+  ('sample.temperature', float('inf'), r'config\.sample\.temperature: got inf, wants a finite number'),
   ('optimizer.peak_lr', -1.0, r'config\.optimizer\.peak_lr: got -1\.0, wants a positive'),
   ('optimizer.beta2', 1.0, r'config\.optimizer\.beta2: got 1\.0'),
   ('data.validation_fraction', 0.0, r'config\.data\.validation_fraction: got 0\.0'),

@@ -241,7 +241,7 @@ def test_the_tools_do_all_of_it(trained_run, tmp_path):
   status, output, errors = run('generate', f'--model={exported}', '--prompt=The th', '--tokens=12', '--seed=3', '--top_p=0.9')
   sampling = Sampling(tokens=12, top_p=0.9)
   assert (status, output) == (0, 'The th' + complete(load(trained_run), ['The th'], sampling, streams(3, 1))[0] + '\n'), errors
-  status, output, errors = run('evaluate', f'--model={trained_run}', '--json', '--stride=96')
+  status, output, errors = run('evaluate', f'--model={trained_run}', '--json=-', '--stride=96')
   assert status == 0, errors
   assert json.loads(output)[-1]['source'] == 'all'
 
