@@ -81,6 +81,14 @@ def test_a_flag_without_its_value_does_not_take_the_next(name, flag):
 
 
 @pytest.mark.parametrize(
+  ('name', 'argument'), [('tools.generate', '--config=experiments/ultra.py'), ('tools.compare', '--config.seed=1')]
+)
+def test_an_experiment_is_refused_where_it_would_mean_nothing(name, argument):
+  errors = f'error: {argument}: means nothing to this program; --help lists its flags\n'
+  assert tiny.finish(tiny.start(name, argument)) == (2, '', errors)
+
+
+@pytest.mark.parametrize(
   ('name', 'flag', 'value'),
   [
     ('main', 'price', 'inf'),

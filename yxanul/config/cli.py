@@ -1,7 +1,7 @@
 """Command lines: the `--config` flag with its overrides, and one line instead of a traceback for a user's mistake.
 
 Every program is a function `main()` behind `run(main)`, which asks `spec()` for its experiment. Importing this module
-defines `--config`; `flags.adopt_module_key_flags(cli)` lists it among a program's own flags in its help.
+defines `--config`; a program that takes it says so: `flags.adopt_module_key_flags(cli)`.
 """
 
 import itertools
@@ -65,6 +65,9 @@ def _parse(argv: list[str]) -> list[str]:
     if name != argument and name in flags.FLAGS and not flags.FLAGS[name].boolean and following.startswith('--'):
       raise ValueError(f'{argument}: has no value, wants {argument}=VALUE')
   experiment = next((b.partition('=')[2] or n for b, n in zip(before, [*before[1:], ''], strict=True) if _is_config(b)), None)
+  takes_config = _CONFIG.name in [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
+  if not takes_config and (wrong := next((b for b in before[1:] if b.startswith('--config')), None)):
+    raise ValueError(f'{wrong}: means nothing to this program; --help lists its flags')
   if experiment is not None:
     config = registry.load(experiment)
     for field, _ in _overrides(before):
