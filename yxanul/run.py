@@ -248,6 +248,7 @@ def _train(
   finally:
     with session.writing(workdir / 'metrics.jsonl'):
       log.close()
+  recheck.judge()
   if not processes.first:
     return None
   samples, path, report = (workdir / name for name in ('samples.txt', 'result.json', 'report.html'))

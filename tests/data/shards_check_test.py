@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,22 +113,59 @@ def test_where_no_stamp_can_be_written_all_is_read(folder, read):
   assert len(read) == 2 * N_FILES
 
 
-def test_what_a_disk_forgot_is_found_behind_the_training(folder, read):
-  shards.open(folder, verify=True)
-  stamps = json.loads((folder / STAMPS).read_text())
-  path = folder / '00001.tokens.npy'
-  flip(path)
-  stamps[path.name] = shards_check._stamp(path, stamps[path.name][0])  # as if nothing had happened to the file
-  (folder / STAMPS).write_text(json.dumps(stamps))
+def rechecked(folder, change):
+  """A `Recheck` of the folder, `change` made behind it, and its thread's work done after the first of ten batches."""
   found = shards.open(folder, verify=True)
   assert len(found.unread) == N_FILES
-  steps = Recheck(found.unread).behind(range(10))
+  recheck = Recheck(found.unread)
+  change(folder / '00001.tokens.npy')
+  steps = recheck.behind(range(10))
   assert next(steps) == 0
   for thread in threading.enumerate():
     if thread.name == 'recheck':
       thread.join()
-  with pytest.raises(ValueError, match=r'00001.tokens.npy: SHA-256 .*: a failing disk'):
-    next(steps)
+  return recheck, steps
+
+
+def unnoticed(path):
+  """A flipped bit, as if nothing had happened to the file."""
+  stamps = json.loads((path.parent / STAMPS).read_text())
+  flip(path)
+  stamps[path.name] = shards_check._stamp(path, stamps[path.name][0])
+  (path.parent / STAMPS).write_text(json.dumps(stamps))
+
+
+def test_what_a_disk_forgot_is_found_behind_the_training(folder, read):
+  shards.open(folder, verify=True)
+  unnoticed(folder / '00001.tokens.npy')
+  recheck, steps = rechecked(folder, lambda path: None)
+  for ask in (lambda: next(steps), recheck.judge):
+    with pytest.raises(ValueError, match=r'00001.tokens.npy: SHA-256 .* nobody changed it, a failing disk'):
+      ask()
   with pytest.raises(ValueError, match=r'00001.tokens.npy: SHA-256'):
     shards.open(folder, verify=True)
   assert list(Recheck([]).behind(range(3))) == [0, 1, 2]
+
+
+def test_it_is_told_where_nothing_can_be_written_too(folder, read, monkeypatch):
+  shards.open(folder, verify=True)
+  unnoticed(folder / '00001.tokens.npy')
+
+  def refuse(*_, **__):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(Path, 'unlink', refuse)
+  with pytest.raises(ValueError, match='a failing disk'):
+    next(rechecked(folder, lambda path: None)[1])
+
+
+def test_what_was_edited_after_the_start_is_no_failing_disk(folder, read):
+  shards.open(folder, verify=True)
+  with pytest.raises(ValueError, match=r'00001.tokens.npy: SHA-256 .* it was changed after the start'):
+    next(rechecked(folder, flip)[1])
+
+
+def test_what_cannot_be_read_again_ends_nothing(folder, read):
+  shards.open(folder, verify=True)
+  assert list(rechecked(folder, lambda path: path.unlink())[1]) == list(range(1, 10))
+  assert len(read) == 2 * N_FILES

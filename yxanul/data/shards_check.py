@@ -8,6 +8,7 @@ behind the file system's back, a disk that goes bad, does not: so what passed un
 import contextlib
 import hashlib
 import json
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,29 +76,38 @@ def _read(path: Path, expected: str) -> Stamp | None:
 
 
 class Recheck:
-  """Reads files again that passed unread."""
+  """Reads files again that passed unread, as many as it can while others work with them."""
 
   def __init__(self, files: Sequence[File]):
-    self._files = files
+    self._stamps = [(path, _stamp(path, expected)) for path, expected in files]
+    random.Random().shuffle(self._stamps)  # sessions too short for all of them get to all in the end
     self._wrong = ''
 
   def behind(self, batches: Iterable[T]) -> Iterator[T]:
     """The batches, while a thread reads the files.
 
     Raises:
-      ValueError: a file holds something else. It has no stamp any more, so that the next start finds it.
+      ValueError: as `judge`.
     """
     threading.Thread(target=self._run, name='recheck', daemon=True).start()
     for batch in batches:
-      if self._wrong:
-        raise ValueError(self._wrong)
+      self.judge()
       yield batch
 
+  def judge(self) -> None:
+    """Raises ValueError if a file that was read again holds something else; the next start reads all of them."""
+    if self._wrong:
+      raise ValueError(self._wrong)
+
   def _run(self) -> None:
-    for path, expected in self._files:
+    for path, stamp in self._stamps:
       try:
-        _read(path, expected)
-      except (OSError, ValueError) as error:
-        (path.parent / STAMPS).unlink(missing_ok=True)
-        self._wrong = f'{error}, and it was right before, unchanged since: a failing disk; this session may have read it'
+        found, now = sha256(path), _stamp(path, stamp[0])
+      except OSError:  # whoever needs what cannot be read at present will say so
+        continue
+      if found != stamp[0]:
+        why = 'it was right before and nobody changed it, a failing disk' if now == stamp else 'it was changed after the start'
+        self._wrong = f'{path}: SHA-256 {found}, the manifest says {stamp[0]}; {why}; this session may have read it'
+        with contextlib.suppress(OSError):
+          (path.parent / STAMPS).unlink(missing_ok=True)
         return
