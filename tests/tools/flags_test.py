@@ -2,11 +2,13 @@
 
 import ast
 import json
+import os
 import re
 
 import pytest
 
 from tests import tiny
+from yxanul.config import json_flag
 
 PACKAGE = tiny.REPOSITORY / 'yxanul'
 PROGRAMS = ['main', *(f'tools.{path.stem}' for path in sorted((PACKAGE / 'tools').glob('[!_]*.py')))]
@@ -61,17 +63,20 @@ def test_json_has_standard_output_alone(name, runs, tmp_path):
 
 
 @pytest.mark.parametrize('name', WITH_JSON)
-@pytest.mark.parametrize(
-  ('flag', 'problem'),
-  [
-    ('--json=/no/such/x.json', '--json=/no/such/x.json: the folder does not exist'),
-    ('--json=', "--json: got '', wants a file, or - for standard output"),
-  ],
-  ids=['no folder', 'empty'],
-)
-def test_json_that_cannot_be_written_is_told_at_once(name, flag, problem, runs):
+def test_json_that_cannot_be_written_is_told_at_once(name, runs):
   arguments = [argument.replace('RUNS', str(runs)) for argument in ARGUMENTS[name]]
-  assert tiny.finish(tiny.start(name, *arguments, flag)) == (2, '', f'error: {problem}\n')
+  errors = 'error: --json=/no/such/x.json: the folder does not exist\n'
+  assert tiny.finish(tiny.start(name, *arguments, '--json=/no/such/x.json')) == (2, '', errors)
+
+
+@pytest.mark.parametrize(
+  ('path', 'problem'),
+  [('', '--json: got .., wants a file'), ('/tmp', '--json: got ./tmp., wants a file'), ('x.json', 'x.json: cannot be written')],
+)
+def test_what_is_no_place_for_json(path, problem, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda *_: False)
+  with pytest.raises(ValueError, match=problem):
+    json_flag._check(path)
 
 
 @pytest.mark.parametrize(('name', 'flag'), [('main', 'config'), ('tools.evaluate', 'json'), ('tools.generate', 'prompt')])

@@ -121,6 +121,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, problem):
     ('fit', '[]', 'hardware'),
     ('check', '{"hardware": "NVIDIA H200", "versions": {}, "n": 1, "schedule": null, "stages": [1]}', 'stages'),
     ('fit', '{"hardware": "NVIDIA H200", "versions": {}, "n": 1, "schedule": null, "stages": []}', 'precision'),
+    ('fit', '{"hardware": "NVIDIA H200", "precision": "fp8", "stages": [{"stage": 1, "ms": 2.0}]}', 'stages: attention'),
   ],
 )
 def test_json_that_is_no_bench_is_one_line(flag, text, field, tmp_path):

@@ -4,6 +4,7 @@ Every program is a function `main()` behind `run(main)`, which asks `spec()` for
 defines `--config`; a program that takes it says so: `flags.adopt_module_key_flags(cli)`.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -59,7 +60,9 @@ def _parse(argv: list[str]) -> list[str]:
   """absl's own parsing, with the mistakes people make told apart first."""
   before = argv[: argv.index('--')] if '--' in argv else argv
   if wish := next(filter(_HELP.fullmatch, before[1:]), None):
-    flags.FLAGS([argv[0], '--help' if wish == '-h' else wish])  # which prints and exits, whatever else the line says
+    with contextlib.suppress(SystemExit):  # absl would end with 1
+      flags.FLAGS([argv[0], '--help' if wish == '-h' else wish])
+    sys.exit(0)  # whatever else the line says
   for argument, following in itertools.pairwise(before[1:]):  # which absl would take for its value
     name = argument.removeprefix('--')
     if name != argument and name in flags.FLAGS and not flags.FLAGS[name].boolean and following.startswith('--'):
@@ -216,8 +219,6 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
       return rest
     except (ValueError, flags.Error, OSError) as error:
       return _fail(error)
-    except SystemExit:  # the help was printed, and absl would end with 1
-      sys.exit(0)
 
   try:
     app.run(guarded, flags_parser=parse)

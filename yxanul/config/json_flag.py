@@ -27,26 +27,37 @@ def output() -> Iterator[Callable[[Any], None]]:
   it starts included, goes to standard error.
 
   Raises:
-    ValueError: --json is no path, or of a folder that does not exist.
+    ValueError: nothing can be written there.
   """
   path = _JSON.value
-  if path is not None and path != '-':
-    if not path:
-      raise ValueError("--json: got '', wants a file, or - for standard output")
-    if not Path(path).absolute().parent.is_dir():
-      raise ValueError(f'--json={path}: the folder does not exist')
+  if path is None:
+    yield lambda result: None
+    return
+  if path != '-':
+    _check(path)
   text = ''
 
   def write(result: Any) -> None:
     nonlocal text
-    text = json.dumps(result, indent=1) + '\n'
-    if path and path != '-':
+    text = json.dumps(result, indent=1, default=str) + '\n'
+    if path != '-':
       Path(path).write_text(text, encoding='utf-8')
 
   with _on_standard_error() if path == '-' else contextlib.nullcontext():
     yield write
   if path == '-':
     print(text, end='')
+
+
+def _check(path: str) -> None:
+  """What can be said before the work is done."""
+  target = Path(path).absolute()
+  if not path or target.is_dir():
+    raise ValueError(f'--json: got {path!r}, wants a file, or - for standard output')
+  if not target.parent.is_dir():
+    raise ValueError(f'--json={path}: the folder does not exist')
+  if not os.access(target if target.exists() else target.parent, os.W_OK):
+    raise ValueError(f'--json={path}: cannot be written')
 
 
 @contextlib.contextmanager
@@ -58,6 +69,8 @@ def _on_standard_error() -> Iterator[None]:
   try:
     yield
   finally:
-    sys.stdout.flush()
-    os.dup2(kept, 1)
-    os.close(kept)
+    try:
+      sys.stdout.flush()
+    finally:  # standard error may be closed by now
+      os.dup2(kept, 1)
+      os.close(kept)

@@ -9,6 +9,7 @@ Row = Mapping[str, Any]
 # What is read of the JSON of tools.bench: by a check, and by a fit.
 CHECKED = {'hardware': str, 'versions': dict, 'n': int, 'stages': list, 'schedule': dict | None}
 FITTED = {'hardware': str, 'precision': str, 'stages': list}
+_TIMED_ROW = {'ms', 'seq_len', 'tokens_per_step', 'pieces', 'attention', 'tokens_per_second', 'peak_bytes'}
 
 
 def missing(bench: Any, fields: Mapping[str, Any]) -> str | None:
@@ -16,7 +17,10 @@ def missing(bench: Any, fields: Mapping[str, Any]) -> str | None:
   for name, kind in fields.items():
     if not isinstance(bench, dict) or name not in bench or not isinstance(bench[name], kind):
       return name
-  return None if all(isinstance(row, dict) and 'stage' in row for row in bench['stages']) else 'stages'
+  rows = bench['stages']
+  if not all(isinstance(row, dict) and 'stage' in row for row in rows):
+    return 'stages'
+  return next((f'stages: {name}' for row in rows if 'ms' in row for name in sorted(_TIMED_ROW - row.keys())), None)
 
 
 def compare(plan: Row, bench: Row) -> dict[str, Any]:
