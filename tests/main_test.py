@@ -288,9 +288,10 @@ def test_listing_is_instant_and_imports_no_torch():
   assert any(row['name'] == 'ultra' and row['parameters'] == 196_398_464 for row in rows)
 
 
-def test_listing_may_be_cut_short():
+@pytest.mark.parametrize(('flag', 'start'), [('--list', 'experiment'), ('--help', 'Trains an experiment')])
+def test_what_is_printed_may_be_cut_short(flag, start):
   done = subprocess.run(
-    f'{sys.executable} -m yxanul.main --list | head -n 1; exit ${{PIPESTATUS[0]}}',
+    f'{sys.executable} -m yxanul.main {flag} | head -n 1; exit ${{PIPESTATUS[0]}}',
     shell=True,
     executable='/bin/bash',
     cwd=tiny.REPOSITORY,
@@ -299,7 +300,7 @@ def test_listing_may_be_cut_short():
     check=False,
   )
   assert (done.returncode, done.stderr) == (0, '')
-  assert done.stdout.startswith('experiment')
+  assert done.stdout.startswith(start)
 
 
 def test_config_stands_before_anything_is_prepared(tmp_path):

@@ -62,6 +62,7 @@ def _parse(argv: list[str]) -> list[str]:
   if wish := next(filter(_HELP.fullmatch, before[1:]), None):
     with contextlib.suppress(SystemExit):  # absl would end with 1
       flags.FLAGS([argv[0], '--help' if wish == '-h' else wish])
+    sys.stdout.flush()
     sys.exit(0)  # whatever else the line says
   for argument, following in itertools.pairwise(before[1:]):  # which absl would take for its value
     name = argument.removeprefix('--')
@@ -189,6 +190,12 @@ def _fail(error: BaseException) -> None:
   sys.exit(EXIT_USAGE)
 
 
+def _nobody_reads() -> int:
+  """Whoever read standard output has seen enough, as `head` does."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return 0
+
+
 def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
   """Parses the flags, runs `main` and exits with what it returns.
 
@@ -203,9 +210,8 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
       status = main(argv[1:]) if takes_arguments else main()
       sys.stdout.flush()
       return status
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      return 0
+    except BrokenPipeError:
+      return _nobody_reads()
     except (ValueError, OSError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -217,6 +223,8 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
       if len(rest) > 1 and not takes_arguments:
         raise ValueError(f'{rest[1]!r}: not a flag; flags are written --name=value')
       return rest
+    except BrokenPipeError:
+      sys.exit(_nobody_reads())
     except (ValueError, flags.Error, OSError) as error:
       return _fail(error)
 
