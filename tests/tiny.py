@@ -1,7 +1,9 @@
 """A run that takes seconds: quickstart's data and stages with a model of a few thousand parameters."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,14 +66,29 @@ def main(*arguments: str, **more) -> subprocess.Popen:
 def tool(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:
   """What `python -m yxanul.tools.NAME` gave, with these variables in its environment."""
   process = start(f'tools.{name}', *arguments, env=os.environ | {'PYTHONPATH': str(REPOSITORY)} | environment)
-  output, errors = process.communicate(timeout=300)
-  return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+  return subprocess.CompletedProcess(process.args, *finish(process, timeout=300))
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
-  """Exit status, standard output, standard error."""
-  output, errors = process.communicate(timeout=timeout)
+  """Exit status, standard output, standard error. What takes too long is killed, with all that it started."""
+  try:
+    output, errors = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    for pid in family(process.pid):
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    raise
   return process.returncode, output, errors
+
+
+def family(pid: int) -> list[int]:
+  """A process and all that descend from it. No process group has them: torchrun gives each worker a session of its own."""
+  children = []
+  for path in Path(f'/proc/{pid}/task').glob('*/children'):
+    with contextlib.suppress(OSError):  # one that ends just now
+      children += map(int, path.read_text().split())
+  return [pid, *(descendant for child in children for descendant in family(child))]
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -18,7 +18,7 @@ KEYS = [('fp32', 1), ('fp32', 2), ('reference', 1), ('reference', 2)]
 
 
 def torchrun(world: int, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
-  """`torchrun --nproc_per_node=WORLD ARGUMENTS` in a process group of its own."""
+  """`torchrun --nproc_per_node=WORLD ARGUMENTS`."""
   return subprocess.Popen(
     [
       sys.executable,
@@ -43,7 +43,7 @@ def results(tmp_path_factory):
   folder, script = tmp_path_factory.mktemp('steps'), 'tests/training/distributed_worker.py'
   distributed_worker.main(folder)
   for world in (2, 4):
-    status, _, errors = tiny.finish(torchrun(world, script, folder))
+    status, _, errors = tiny.finish(torchrun(world, script, folder), timeout=300)
     assert status == 0, errors
   found = {}
   for world in (1, 2, 4):

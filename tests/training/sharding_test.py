@@ -28,7 +28,7 @@ def results(folder):
   found = {}
   for world, before in ((2, 2), (4, 2)):
     process = torchrun(world, 'tests/training/sharding_worker.py', folder, before)
-    status, _, errors = tiny.finish(process)
+    status, _, errors = tiny.finish(process, timeout=300)
     assert status == 0, errors
     found[world] = [torch.load(folder / f'{world}-{rank}.pt', weights_only=True) for rank in range(world)]
   return found
