@@ -8,6 +8,7 @@ import pytest
 from tests import tiny
 from yxanul.config import registry
 from yxanul.config.convert import from_config
+from yxanul.config.spec import StageSpec
 from yxanul.planning import flops, gpus, memory, speed
 from yxanul.planning.work import step_work
 
@@ -79,6 +80,7 @@ def test_a_sharded_optimizer_takes_a_share_of_its_memory_and_half_as_much_traffi
   blocks, table, rest = 28 * (6_094_848 + 2 * 768), 200_005 * 128, 128 * 768 + 768
   assert blocks + table + rest == 196_398_464
   own = blocks * 4 // 28 + 25_001 * 128 + rest // 8  # four of the layers, where eight processes cannot have the same
+  assert memory.owned_parameters(ULTRA.model, 8) == own
   whole, share, alone = (memory.step_memory(*args) for args in ((ULTRA, stage, 1, 8), (sharded, stage, 1, 8), (sharded, stage)))
   assert share.optimizer_bytes == 8 * own
   assert whole.total_bytes - share.total_bytes == 8 * (196_398_464 - own)
@@ -89,9 +91,39 @@ def test_a_sharded_optimizer_takes_a_share_of_its_memory_and_half_as_much_traffi
   one, eight, before = (
     speed.step_seconds(spec, stage, 2, H200, fit, n) for spec, n in ((sharded, 1), (sharded, 8), (ULTRA, 8))
   )
-  assert eight['exchange'] == pytest.approx(1.5 * before['exchange'])
-  assert eight['optimizer'] == pytest.approx((4 + 28 / 8) / 32 * before['optimizer'])
+  assert eight['exchange'] - before['exchange'] == pytest.approx(7 * 4 * own / 450e9)
+  copies = 2 * 4 * own + 8 * 4 * own + 2 * 4 * (196_398_464 - own)  # into one buffer, received, the others' out again
+  moved = 4 * 196_398_464 + 28 * own + copies
+  assert eight['optimizer'] == pytest.approx(moved / (32 * 196_398_464) * before['optimizer'])
   assert one == speed.step_seconds(ULTRA, stage, 2, H200, fit)
+
+
+def test_a_divided_state_counts_the_gathers_buffers_where_the_activations_left_less():
+  sharded = dataclasses.replace(ULTRA, training=dataclasses.replace(ULTRA.training, shard_optimizer=True))
+  buffers = 4 * (1 + 2) * 196_398_464 // 2 + 4 * 3 * 64  # 200,005 rows of the table: one has one more
+  assert memory.gather_bytes(sharded, 2) == buffers
+  small, large = (StageSpec(seq_len=512, batch_size=2 * rows) for rows in (1, 64))
+  for stage in (small, large):
+    whole, share = (memory.step_memory(spec, stage, 1, 2) for spec in (ULTRA, sharded))
+    free = whole.gradients_bytes + whole.activations_bytes + whole.workspace_bytes + whole.vocab_loss_bytes
+    assert share.total_bytes == whole.total_bytes - whole.optimizer_bytes + share.optimizer_bytes + max(0, buffers - free)
+    assert (share.gather_bytes > 0) == (stage is small)
+    assert whole.gather_bytes == 0
+
+
+def test_of_more_processes_than_layers_each_still_takes_a_whole_matrix():
+  muon = dataclasses.replace(ULTRA.optimizer.groups[0], optimizer='muon')
+  spec = dataclasses.replace(
+    ULTRA,
+    optimizer=dataclasses.replace(ULTRA.optimizer, groups=(muon, *ULTRA.optimizer.groups[1:])),
+    training=dataclasses.replace(ULTRA.training, shard_optimizer=True),
+  )
+  stage, products = ULTRA.curriculum.stages[-1], {}
+  for devices in (1, 8, 28, 64):
+    adamw, ours = (step_work(s, stage, 1, 'cudnn', devices)['linears'].flops['bf16'] for s in (ULTRA, spec))
+    products[devices] = ours - adamw
+  layer = pytest.approx(products[1] / 28)
+  assert (products[8] / 4, products[28], products[64]) == (layer, layer, layer)
 
 
 def benched(number: int, stage, fit, engine: str) -> dict:

@@ -152,10 +152,19 @@ def test_two_gpus_take_the_captured_steps_of_one(tmp_path, matmul, optimizer):
     status, _, errors = tiny.finish(torchrun(world, *script), timeout=300)
     assert status == 0, errors
   one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))
-  assert two == other
+  for kind in ('whole', 'divided'):
+    assert two[kind]['losses'] == other[kind]['losses']
+    for path, leaf in two[kind]['shared'].items():
+      assert torch.equal(leaf, other[kind]['shared'][path]), path
   one, two, divided = one['whole'], two['whole'], two['divided']
   if optimizer == 'adamw':
-    assert divided == two  # to the bit
+    assert divided['losses'] == two['losses']
+  for path, leaf in two['shared'].items():
+    theirs = divided['shared'][path]
+    if optimizer == 'adamw':
+      assert torch.equal(leaf, theirs), path
+    elif path.startswith('params/'):  # as in sharding_test
+      assert (leaf.double() - theirs.double()).norm() <= 1e-3 * leaf.double().norm() + 1e-9, path
   for a, b in zip(two['losses'], divided['losses'], strict=True):
     assert b == pytest.approx(a, rel=2e-2)
   assert one['captured'] == two['captured'] == 9

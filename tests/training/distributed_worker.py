@@ -81,7 +81,7 @@ def on_gpus(folder: Path, matmul: str, kind: str) -> None:
 
 
 def captured_steps(spec, processes, sharding):
-  """Losses, how many stages were captured, and the sum of what all processes hold; nothing that holds a graph, and in it
+  """Losses, how many stages were captured, what every process holds whole, on the CPU; nothing that holds a graph, and in it
   NCCL's communicator."""
   device = torch.device('cuda')
   engines = choose_engines(detect(), spec.precision, spec.model.embedding_rank)
@@ -112,8 +112,8 @@ def captured_steps(spec, processes, sharding):
     for stage in stages:
       state, metrics = cache(stage, state, tokens(stage, turn), 1e-3, 1.0)
       losses.append((metrics.loss.item(), metrics.nats.item(), metrics.grad_norm.item()))
-  shared = flatten(state._replace(opt_state=())).values()
-  return {'losses': losses, 'captured': cache.captured, 'total': sum(leaf.double().abs().sum() for leaf in shared).item()}
+  shared = {path: leaf.cpu() for path, leaf in flatten(state._replace(opt_state=())).items()}
+  return {'losses': losses, 'captured': cache.captured, 'shared': shared}
 
 
 if __name__ == '__main__':

@@ -4,15 +4,18 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from tests.training import sharding_worker
 from tests.training.distributed_test import torchrun
+from tests.training.step_test import TEXT, clone
 from yxanul.planning import memory
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.distributed import ALONE
-from yxanul.training.sharding import sharding_for
+from yxanul.training.sharding import Sharding, sharding_for
 from yxanul.training.state import flatten
+from yxanul.training.step import make_train_step
 
 WORLDS, CASES = pytest.mark.parametrize('world', [2, 4]), pytest.mark.parametrize('case', sharding_worker.CASES)
 
@@ -103,6 +106,42 @@ def test_four_processes_restore_a_checkpoint_of_two(results, case):
 def test_a_restored_run_goes_on_as_it_would_have(results, case):
   for rank in results[2]:
     assert_same_metrics(case, rank[case]['next_whole_metrics'], rank[case]['next_metrics'])
+
+
+@WORLDS
+@CASES
+def test_a_rollback_takes_every_process_to_the_checkpoint_before(results, world, case):
+  for rank in results[world]:
+    for path, leaf in rank[case]['state'].items():
+      assert torch.equal(leaf, rank[case]['rolled_back'][path]), path
+
+
+def test_a_trial_of_the_step_takes_the_memory_of_the_gather_and_sends_nothing():
+  """There is no other process here: what is sent would fail."""
+  taken = []
+
+  class Taken(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+      out = func(*args, **(kwargs or {}))
+      if func is torch.ops.aten.new_empty.default:
+        taken.append(out.nbytes)
+      return out
+
+  spec, stage, optimizer, engines = sharding_worker.case('adamw')
+  sharding = Sharding(1, 2)
+  state = sharding_worker.fresh('adamw', sharding.own)
+  before = flatten(clone(state))
+  step = make_train_step(spec, stage, optimizer, engines, TEXT, sharding=sharding)
+  with Taken():
+    state, _ = step(
+      state, torch.arange(stage.tokens_per_step + 1, dtype=torch.int32) % 512, torch.tensor(1e-2), torch.tensor(0.5)
+    )
+  for name, now in state.params.items():
+    theirs, ours = now.tensor_split(2)
+    then = before[f'params/{name}'].tensor_split(2)
+    assert torch.equal(theirs, then[0]), name
+    assert not torch.equal(ours, then[1]), name
+  assert sum(taken) == memory.gather_bytes(spec, 2)
 
 
 def test_a_process_that_is_alone_keeps_everything():

@@ -81,8 +81,13 @@ def main(folder: Path, before: str) -> None:
       again = fresh(name, sharding.own, seed=1)
       assert checkpoints(before).restore(again)[0]['rank'] == 0
       ours['restored'] = clone_leaves(again)
-      _, ours['next_metrics'] = train(name, again, sharding, processes, 2, reduction)
+      later, ours['next_metrics'] = train(name, again, sharding, processes, 2, reduction)
       _, ours['next_whole_metrics'] = train(name, whole, WHOLE, processes, 2, reduction)
+      rolled = checkpoints(f'{processes.world}-rolled')
+      rolled.save(state, {'step': 3})
+      rolled.save(later, {'step': 5})
+      assert rolled.restore(later, before=5)[0]['step'] == 3
+      ours['rolled_back'] = clone_leaves(later)
       results[name] = ours
     torch.save(results, folder / f'{processes.world}-{processes.rank}.pt')
 

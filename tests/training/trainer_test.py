@@ -152,6 +152,16 @@ def test_planned_batches_fill_the_memory_and_leave_steps(matmul, devices):
     largest_batches(spec, 1000, devices)
 
 
+def test_planned_batches_are_the_same_with_the_optimizers_state_divided():
+  config = registry.load(str(tiny.REPOSITORY / 'experiments' / 'ultra.py'))
+  config.curriculum.batch_size = 'max'
+  spec = from_config(config)
+  divided = dataclasses.replace(spec, training=dataclasses.replace(spec.training, shard_optimizer=True))
+  stage, limit = spec.curriculum.stages[9], 20 * 10**9
+  assert memory.largest_batch(divided, stage, limit, 8) > memory.largest_batch(spec, stage, limit, 8)
+  assert largest_batches(divided, limit, 8) == largest_batches(spec, limit, 8)
+
+
 def test_fp8_on_a_card_without_it_is_planned_as_the_bf16_that_runs():
   config = registry.load(str(tiny.REPOSITORY / 'experiments' / 'ultra.py'))
   config.curriculum.batch_size = 'max'

@@ -114,7 +114,9 @@ def differences(a: Any, b: Any, field: str = '') -> list[tuple[str, Any, Any]]:
   return [] if a == b else [(field, a, b)]
 
 
-# How a run is looked after; the rest decides what it computes.
+# How a run is looked after; the rest decides what it computes. A divided optimizer's state is planned for with the same batches
+# (`curriculum.largest_batches`), and the parts that rows go through in are the checkpoint's; Muon's bits may differ in the last
+# place (`training.sharding`).
 _FREE = ('checkpoint_every_seconds', 'checkpoints_kept', 'checkpoint_keep_every_seconds', 'checkpoint_command')
 _FREE += ('preemption_file', 'stop_within_seconds', 'loggers', 'shard_optimizer')
 

@@ -49,6 +49,7 @@ class MemoryEstimate:
   activations_bytes: int  # kept for the backward pass
   workspace_bytes: int  # gradients inside one block while it is differentiated
   vocab_loss_bytes: int  # the head's two gradients, and a chunk of logits where one is held
+  gather_bytes: int = 0  # with a divided optimizer: the buffers of the gather at the step's end, beyond what is free by then
 
   @property
   def total_bytes(self) -> int:
@@ -128,12 +129,22 @@ def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:
 
   Divided over `devices` (`training.shard_optimizer`): of the one that has most, for rows are divided as even as they come.
   """
-  shapes = spec.model.parameter_shapes()
-  groups = assign_groups(shapes, spec.optimizer.groups)
-  return sum(
-    (4 if groups[name].optimizer == 'muon' else 8) * math.ceil(shape[0] / devices) * math.prod(shape[1:])
-    for name, shape in shapes.items()
-  )
+  groups = assign_groups(spec.model.parameter_shapes(), spec.optimizer.groups)
+  return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in _largest_slices(spec.model, devices).items())
+
+
+def _largest_slices(model: ModelSpec, devices: int) -> dict[str, int]:
+  return {name: math.ceil(shape[0] / devices) * math.prod(shape[1:]) for name, shape in model.parameter_shapes().items()}
+
+
+def owned_parameters(model: ModelSpec, devices: int) -> int:
+  """Parameters that the one of `devices` updates that has most, with the optimizer's state divided."""
+  return sum(_largest_slices(model, devices).values())
+
+
+def gather_bytes(spec: ExperimentSpec, devices: int) -> int:
+  """Bytes of the buffers in which updated parameters are sent and received, with the optimizer's state divided."""
+  return 4 * (1 + devices) * owned_parameters(spec.model, devices) if devices > 1 else 0
 
 
 def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, seq_len: int, recompute: str = 'none') -> MemoryEstimate:
@@ -239,7 +250,11 @@ def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
   memory = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
-  return dataclasses.replace(memory, optimizer_bytes=optimizer_bytes(spec, devices if spec.training.shard_optimizer else 1))
+  owners = devices if spec.training.shard_optimizer else 1
+  free = memory.gradients_bytes + memory.activations_bytes + memory.workspace_bytes + memory.vocab_loss_bytes
+  return dataclasses.replace(
+    memory, optimizer_bytes=optimizer_bytes(spec, owners), gather_bytes=max(0, gather_bytes(spec, owners) - free)
+  )
 
 
 def step_bytes(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> int:

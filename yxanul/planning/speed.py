@@ -6,8 +6,8 @@ Each part of a step is a chain of kernels, some bound by products and some by me
 
 (`work` has FLOPs and bytes). Beside the parts stand the gaps between kernels, in proportion to the blocks that are launched,
 and on several cards the exchange of gradients: a ring, 2 (n - 1) / n times their bytes over the link at its peak, after the
-backward pass; half as much again for the parameters where the optimizer is sharded. The exchange is arithmetic, not a
-measurement.
+backward pass; half as much again for the parameters where the optimizer is sharded, and more where the n cannot have the same.
+The exchange is arithmetic, not a measurement.
 
 Tried: the larger of the two terms instead of their sum. cuDNN's attention over rows of 512 to 2,048 tokens is then missed by up
 to 9 % of its own time, and by 1 % with the sum; the short kernel's, a twentieth of its step, by 14 % and by 25 %.
@@ -23,6 +23,7 @@ from importlib import resources
 from typing import Any
 
 from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.planning import memory
 from yxanul.planning.gpus import Gpu
 from yxanul.planning.work import Work, step_work
 
@@ -62,9 +63,10 @@ def step_seconds(spec: ExperimentSpec, stage: StageSpec, parts: int, gpu: Gpu, f
     compute, traffic = _ideal_seconds(work, gpu)
     share = fit['shares'][f'attention_{attention}' if part == 'attention' else part]
     seconds[part] = sum(ideal / share[term] for term, ideal in (('compute', compute), ('traffic', traffic)) if share[term])
-  parameters_bytes = 4 * spec.model.parameter_count()  # and the gradients'
-  times = 3 if spec.training.shard_optimizer else 2
-  seconds['exchange'] = times * (devices - 1) / devices * parameters_bytes / gpu.link_bytes_per_second
+  sent = 2 * spec.model.parameter_count() / devices  # to each of the others
+  if spec.training.shard_optimizer:
+    sent += memory.owned_parameters(spec.model, devices)
+  seconds['exchange'] = 4 * (devices - 1) * sent / gpu.link_bytes_per_second
   seconds['gaps'] = fit['gap_seconds'] * parts * spec.model.n_layers
   return seconds
 

@@ -18,10 +18,12 @@ as linears.
 """
 
 import dataclasses
+import math
 
 from yxanul.config.groups import assign_groups
 from yxanul.config.model_spec import LINEARS
 from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.planning import memory
 
 PARTS = ('linears', 'casts', 'attention', 'loss', 'optimizer', 'elementwise', 'exchange', 'gaps')
 ROTATING_ENGINE = 'short'  # of attention: its kernel rotates, and takes and gives the packed projection
@@ -72,8 +74,11 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     kind = 'fp8' if name in fp8 else base
     linears[kind] = linears.get(kind, 0.0) + passes * 6.0 * block_tokens * weights[name]
 
-  owners = devices if spec.training.shard_optimizer else 1  # each updates its share of the parameters
-  linears[base] += _orthogonalization_flops(spec) / owners
+  owners = devices if spec.training.shard_optimizer else 1  # each updates its share; of the one that has most
+  own = memory.owned_parameters(model, owners)
+  linears[base] += _orthogonalization_flops(spec, math.ceil(model.n_layers / owners))
+  # Of a divided optimizer: its slices into one buffer, everyone's received, and the others' copied out.
+  gather = 8 * own + 4 * owners * own + 8 * (model.parameter_count() - own) if owners > 1 else 0
   forward, backward = _cast_bytes(spec, fp8, a)
   plain_forward, plain_backward = _elementwise_bytes(spec, fp8, a, rotates=attention != ROTATING_ENGINE)
   fp8_weights = model.n_layers * sum(weights[name] for name in fp8)
@@ -87,7 +92,7 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     ),
     'loss': Work({base: 6.0 * tokens * model.vocab_size * model.head_width}),
     # Parameters, gradients and two moments in, parameters and moments out; the norm of all gradients before.
-    'optimizer': Work(bytes=(4.0 + 28.0 / owners) * model.parameter_count()),
+    'optimizer': Work(bytes=4.0 * model.parameter_count() + 28.0 * own + gather),
     'elementwise': Work(
       bytes=block_tokens * ((1 + again) * plain_forward + plain_backward)
       + parts * 6 * other_weights
@@ -96,8 +101,8 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
   }
 
 
-def _orthogonalization_flops(spec: ExperimentSpec) -> float:
-  """Of Muon's Newton-Schulz over the block matrices that it moves; a step of it is three products."""
+def _orthogonalization_flops(spec: ExperimentSpec, layers: int) -> float:
+  """Of Muon's Newton-Schulz over the block matrices that it moves, of so many layers; a step of it is three products."""
   groups = assign_groups(spec.model.parameter_shapes(), spec.optimizer.groups)
   flops = 0.0
   for name, rows in spec.model.packed_rows().items():
@@ -105,7 +110,7 @@ def _orthogonalization_flops(spec: ExperimentSpec) -> float:
       width = spec.model.parameter_shapes()[name][-1]
       for n in rows:
         short, long = sorted((n, width))
-        flops += spec.model.n_layers * (4.0 * short**2 * long + 2.0 * short**3)
+        flops += layers * (4.0 * short**2 * long + 2.0 * short**3)
   return spec.optimizer.muon.newton_schulz_steps * flops
 
 

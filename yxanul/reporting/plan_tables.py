@@ -17,6 +17,7 @@ _MEMORY = {
   'activations': 'activa-\ntions',
   'workspace': 'back-\nward',
   'vocab_loss': 'loss',
+  'gather': 'gather',
 }
 _WRITE: dict[str, Callable[[float], str]] = {
   'tokens': numbers.count,
@@ -75,10 +76,11 @@ def stage_table(plan: Row) -> Table:
 def memory_table(plan: Row) -> Table:
   """A line a stage: bytes on one card by part, their sum, and what is left of the limit."""
   rows = [{**stage, **stage['memory']} for stage in plan['stages']]
+  parts = {part: heading for part, heading in _MEMORY.items() if any(row[part] for row in rows)}
   columns = [
     ('stage', 'stage', str),
     ('seq_len', 'length', '{:,}'.format),
-    *((part, heading, numbers.byte_size) for part, heading in _MEMORY.items()),
+    *((part, heading, numbers.byte_size) for part, heading in parts.items()),
     ('memory_bytes', 'all', numbers.byte_size),
     ('free_bytes', 'free', numbers.byte_size),
   ]

@@ -51,11 +51,13 @@ def lr_factor(stage: StageSpec, spec: OptimizerSpec) -> float:
 def largest_batches(spec: ExperimentSpec, memory_bytes: int, devices: int = 1) -> list[int]:
   """The rows of every stage under `curriculum.batch_size = 'max'`: as many as fit whole into each device, by the estimate.
 
-  At most a 16th is given up to make the number divisible, and a stage keeps at least 8 steps.
+  At most a 16th is given up to make the number divisible, and a stage keeps at least 8 steps. They are those of a whole
+  optimizer's state: `training.shard_optimizer` does not decide what a run computes.
 
   Raises:
     ValueError: not even the smallest batch of a stage fits.
   """
+  spec = dataclasses.replace(spec, training=dataclasses.replace(spec.training, shard_optimizer=False))
   batches = []
   for stage, share in zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True):
     smallest = _rows_multiple(spec, stage)

@@ -3,7 +3,8 @@
 Every process holds the parameters whole, and the optimizer's state of its own slice of each: the `rank`-th of `world` along
 dimension 0, as even as rows allow. Block parameters are stacked by layer, (L, O, I), so a slice has whole matrices, and Muon
 takes them as AdamW does. A step updates the process's slices, and all processes gather everyone's. AdamW's parameters and
-losses are those of an undivided state to the bit; Muon's as far as a product of matrices is the same in stacks of any height.
+losses are those of an undivided state to the bit, where the rows go through the model in as many parts; Muon's as far as a
+product of matrices is the same in stacks of any height.
 
 The gradients stay summed on all processes, layer by layer beside the backward pass: judging and clipping them wants the norm
 of all, to the same bits as ever. So this saves memory and costs traffic, half as much again; to sum each gradient for its owner
@@ -43,17 +44,22 @@ class Sharding:
   def _slice(self, x: Tensor) -> Tensor:
     return x.tensor_split(self.world)[self.rank]
 
-  def gather(self, tensors: Iterable[Tensor]) -> None:
-    """Everyone's slices into everyone's tensors, in place: FP32 and contiguous, of one shape on all processes."""
+  def gather(self, tensors: Iterable[Tensor], sends: bool = True) -> None:
+    """Everyone's slices into everyone's tensors, in place: FP32 and contiguous, of one shape on all processes.
+
+    Args:
+      sends: or else only its memory is taken, and the others' slices stay as they are.
+    """
     if self.world == 1:
       return
     slices = list(zip(*(x.tensor_split(self.world) for x in tensors), strict=True))  # by process
     sizes = [[x.numel() for x in part] for part in slices]
-    own = torch.cat([x.flatten() for x in slices[self.rank]])
-    # One collective of equal parts: the shorter ones are filled up.
-    sent = own.new_zeros(max(map(sum, sizes)))
-    sent[: own.numel()] = own
-    received = own.new_empty(self.world * len(sent))
+    # One collective of equal parts: the shorter ones end in what nobody reads.
+    sent = slices[0][0].new_empty(max(map(sum, sizes)))
+    torch.cat([x.flatten() for x in slices[self.rank]], out=sent[: sum(sizes[self.rank])])
+    received = sent.new_empty(self.world * len(sent))
+    if not sends:
+      return
     with talking():
       _all_gather(received, sent)
     for rank, (part, size) in enumerate(zip(slices, sizes, strict=True)):
@@ -64,14 +70,15 @@ class Sharding:
   def whole(self, state: TrainState) -> TrainState:
     """What a checkpoint holds: the optimizer's state gathered, leaf by leaf, on the host of the first process.
 
-    All processes have to come; on the others the optimizer's state is left out. The host waits.
+    All processes have to come; on the others the optimizer's state is left out. It goes through the hosts alone, for beside a
+    captured step there may be no room on the GPU. The host waits.
     """
     if self.world == 1:
       return state
     leaves = {}
     for path, leaf, shape in self._leaves(state):
       if shape is not None:
-        gathered = leaf.new_empty(shape)
+        gathered = torch.empty(shape, dtype=leaf.dtype)
         self._slice(gathered).copy_(leaf)
         self.gather([gathered])
         leaf = gathered
@@ -89,16 +96,12 @@ class Sharding:
     return state._replace(opt_state=leaves)
 
   def divide(self, whole: TrainState, state: TrainState, processes: Processes) -> None:
-    """What the first process's `room` holds into the state of all of them. The host waits."""
+    """What the first process's `room` holds into the state of all of them, through their own; as `whole`. The host waits."""
     processes.spread(flatten(state._replace(opt_state=())).values())
     read = flatten(whole.opt_state)
+    processes.spread(read.values())
     for path, leaf, shape in self._leaves(state):
-      full = leaf if shape is None else leaf.new_empty(shape)
-      if processes.first:
-        full.copy_(read[path])
-      processes.spread([full])
-      if shape is not None:
-        leaf.copy_(self._slice(full))
+      leaf.copy_(read[path] if shape is None else self._slice(read[path]))
 
   def _leaves(self, state: TrainState) -> Iterator[tuple[str, Tensor, torch.Size | None]]:
     """The optimizer's leaves by path, and of those that are divided the shape of the whole."""

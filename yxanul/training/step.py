@@ -153,7 +153,8 @@ def make_train_step(
     pieces: the rows go through the model in this many equal parts, whose gradients are summed: less memory, same step.
     compiled: chains of elementwise operations are fused by torch.compile.
     reduction: makes it one step of several processes, each with its share of the stage's rows; None for one process.
-    sharding: of what the optimizer's state is this process's.
+    sharding: of what the optimizer's state is this process's. Divided and without a reduction, the step is a trial of what
+      fits: it takes the memory for the others' slices of the parameters, and leaves them as they were.
 
   Returns:
     train_step(state, tokens, learning_rate, max_norm): tokens (N + 1,) int32, the rates 0-d FP32.
@@ -189,8 +190,8 @@ def make_train_step(
       hyper, own_params = Hyper(learning_rate, max_norm, norm, ok), sharding.own(state.params)
       updates, opt_state = update(sharding.own(gradients), state.opt_state, own_params, hyper)
       apply_updates(own_params, updates)
-      if reduction is not None:
-        sharding.gather(state.params.values())
+      del gradients, updates  # what is gathered takes their room
+      sharding.gather(state.params.values(), sends=reduction is not None)
       metrics = StepMetrics(
         loss=loss.double(),
         nats=nats,
