@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
-from tests.training.step_test import FP8, FP32, TEXT, make
+from tests.training.step_test import FP8, FP32, TEXT, clone, make
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import choose_engines, detect
 from yxanul.optim.build import build
@@ -112,8 +112,26 @@ def captured_steps(spec, processes, sharding):
     for stage in stages:
       state, metrics = cache(stage, state, tokens(stage, turn), 1e-3, 1.0)
       losses.append((metrics.loss.item(), metrics.nats.item(), metrics.grad_norm.item()))
+  if sharding.world > 1:
+    assert_saved_without_the_gpu(state, sharding, processes)
   shared = {path: leaf.cpu() for path, leaf in flatten(state._replace(opt_state=())).items()}
   return {'losses': losses, 'captured': cache.captured, 'shared': shared}
+
+
+def assert_saved_without_the_gpu(state, sharding, processes):
+  """A checkpoint's way out and back again takes none of its memory."""
+  before, room = flatten(clone(state)), sharding.room(state)
+  torch.cuda.reset_peak_memory_stats()
+  used = torch.cuda.memory_allocated()
+  whole = flatten(sharding.whole(state).opt_state)
+  for path, leaf in flatten(room.opt_state).items() if processes.first else ():
+    leaf.copy_(whole[path])
+  for leaf in flatten(state.opt_state).values():
+    leaf.zero_()
+  sharding.divide(room, state, processes)
+  assert torch.cuda.max_memory_allocated() == used
+  for path, leaf in flatten(state).items():
+    assert torch.equal(leaf, before[path]), path
 
 
 if __name__ == '__main__':
