@@ -114,17 +114,19 @@ def test_where_no_stamp_can_be_written_all_is_read(folder, read):
 
 
 def rechecked(folder, change):
-  """A `Recheck` of the folder, `change` made behind it, and its thread's work done after the first of ten batches."""
+  """A `Recheck` of the folder with `change` made behind it, and what it makes of ten batches, the first after all is read."""
   found = shards.open(folder, verify=True)
   assert len(found.unread) == N_FILES
   recheck = Recheck(found.unread)
   change(folder / '00001.tokens.npy')
-  steps = recheck.behind(range(10))
-  assert next(steps) == 0
-  for thread in threading.enumerate():
-    if thread.name == 'recheck':
-      thread.join()
-  return recheck, steps
+
+  def batches():
+    for thread in threading.enumerate():
+      if thread.name == 'recheck':
+        thread.join()
+    yield from range(10)
+
+  return recheck, recheck.behind(batches())
 
 
 def unnoticed(path):
@@ -167,5 +169,5 @@ def test_what_was_edited_after_the_start_is_no_failing_disk(folder, read):
 
 def test_what_cannot_be_read_again_ends_nothing(folder, read):
   shards.open(folder, verify=True)
-  assert list(rechecked(folder, lambda path: path.unlink())[1]) == list(range(1, 10))
+  assert list(rechecked(folder, lambda path: path.unlink())[1]) == list(range(10))
   assert len(read) == 2 * N_FILES
