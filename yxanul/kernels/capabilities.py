@@ -7,6 +7,7 @@ tested without the card. A wish that cannot be met gives the next engine and one
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -65,6 +66,7 @@ def detect() -> Capabilities:
   if not torch.cuda.is_available():
     missing = [(library, 'needs a GPU') for library in _LIBRARIES]
     return Capabilities('cpu', 'CPU', memory_bytes=_host_bytes(), versions=tuple(versions), missing=tuple(missing))
+  _share_cudnn()
   for library, (module, distribution) in _LIBRARIES.items():
     try:
       importlib.import_module(module)
@@ -72,7 +74,7 @@ def detect() -> Capabilities:
     except Exception as error:  # a library built for another torch or CUDA fails in any way it likes
       lines = str(error).strip().splitlines()
       missing.append((library, f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__))
-  # Only now: asking for cuDNN's version loads torch's copy, and Transformer Engine, which loads the system's, then fails.
+  # Only now: asking for cuDNN's version loads torch's copy, and Transformer Engine fails where it was told of another.
   versions.append(('cuda', str(torch.version.cuda)))
   try:
     versions.append(('cudnn', str(torch.backends.cudnn.version())))
@@ -87,6 +89,19 @@ def detect() -> Capabilities:
     versions=tuple(versions),
     missing=tuple(missing),
   )
+
+
+def _share_cudnn() -> None:
+  """Tells Transformer Engine of the cuDNN that came with torch.
+
+  It would take the system's first, and torch would then run on that one, which is often older than what torch was built for.
+  """
+  try:
+    found = importlib.util.find_spec('nvidia.cudnn')
+  except ModuleNotFoundError:  # there is no package 'nvidia' either
+    found = None
+  if found is not None and found.submodule_search_locations:
+    os.environ.setdefault('CUDNN_HOME', next(iter(found.submodule_search_locations)))
 
 
 def driver() -> dict[str, str] | None:
