@@ -1,11 +1,15 @@
 """Each card's engines, without the card."""
 
 import dataclasses
+import importlib.util
 import itertools
+import os
+import types
 
 import pytest
 
 from yxanul.config.model_spec import ATTENTION_ENGINES, VOCAB_LOSS_ENGINES, PrecisionSpec
+from yxanul.kernels import capabilities
 from yxanul.kernels.capabilities import (
   LINEAR_ENGINES,
   Capabilities,
@@ -135,3 +139,19 @@ def test_detect_describes_this_machine():
   told = {name for name, _ in (*capabilities.versions, *capabilities.missing)}
   assert told - {'cuda', 'cudnn'} == {name for name, _ in ALL}
   choose_engines(capabilities, PrecisionSpec())
+
+
+def test_transformer_engine_is_told_of_the_cudnn_that_came_with_torch_unless_somebody_named_another(monkeypatch):
+  specs = {'nvidia.cudnn': types.SimpleNamespace(submodule_search_locations=['/site/nvidia/cudnn'])}
+  monkeypatch.setattr(importlib.util, 'find_spec', specs.get)
+  monkeypatch.setattr(capabilities.torch.backends.cudnn, 'version', lambda: 91900)
+  monkeypatch.setenv('CUDNN_HOME', '/own')
+  capabilities._share_cudnn()
+  assert os.environ['CUDNN_HOME'] == '/own'
+  monkeypatch.delenv('CUDNN_HOME')
+  capabilities._share_cudnn()
+  assert os.environ['CUDNN_HOME'] == '/site/nvidia/cudnn'
+  monkeypatch.delenv('CUDNN_HOME')
+  specs.clear()  # a torch that runs on the system's
+  capabilities._share_cudnn()
+  assert 'CUDNN_HOME' not in os.environ

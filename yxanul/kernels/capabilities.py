@@ -4,6 +4,7 @@
 tested without the card. A wish that cannot be met gives the next engine and one line that says so.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -92,16 +93,19 @@ def detect() -> Capabilities:
 
 
 def _share_cudnn() -> None:
-  """Tells Transformer Engine of the cuDNN that came with torch.
+  """Makes Transformer Engine run on the cuDNN that came with torch.
 
-  It would take the system's first, and torch would then run on that one, which is often older than what torch was built for.
+  It would look for the system's first, and torch would then run on that one, often older than the one it was built for. So
+  its library is named, and its parts are loaded before Transformer Engine's extension asks the system for some of them.
   """
   try:
     found = importlib.util.find_spec('nvidia.cudnn')
   except ModuleNotFoundError:  # there is no package 'nvidia' either
     found = None
-  if found is not None and found.submodule_search_locations:
-    os.environ.setdefault('CUDNN_HOME', next(iter(found.submodule_search_locations)))
+  if found is not None and found.submodule_search_locations and 'CUDNN_HOME' not in os.environ:
+    os.environ['CUDNN_HOME'] = next(iter(found.submodule_search_locations))
+    with contextlib.suppress(RuntimeError):  # torch refuses one older than it was built with; `detect` tells of it
+      torch.backends.cudnn.version()
 
 
 def driver() -> dict[str, str] | None:
