@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import os
 import types
+from pathlib import Path
 
 import pytest
 
@@ -141,16 +142,20 @@ def test_detect_describes_this_machine():
   choose_engines(capabilities, PrecisionSpec())
 
 
-def test_transformer_engine_is_told_of_the_cudnn_that_came_with_torch_unless_somebody_named_another(monkeypatch):
-  specs = {'nvidia.cudnn': types.SimpleNamespace(submodule_search_locations=['/site/nvidia/cudnn'])}
+def test_the_cudnn_that_came_with_torch_is_loaded_whole_unless_somebody_named_another(monkeypatch, tmp_path):
+  names = ['libcudnn.so.9', 'libcudnn_graph.so.9', 'libcudnn_heuristic.so.9']
+  (tmp_path / 'lib').mkdir()
+  for name in names:
+    (tmp_path / 'lib' / name).touch()
+  specs, loaded = {'nvidia.cudnn': types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])}, []
   monkeypatch.setattr(importlib.util, 'find_spec', specs.get)
-  monkeypatch.setattr(capabilities.torch.backends.cudnn, 'version', lambda: 91900)
+  monkeypatch.setattr(capabilities.ctypes, 'CDLL', lambda path, mode: loaded.append(Path(path).name))
   monkeypatch.setenv('CUDNN_HOME', '/own')
   capabilities._share_cudnn()
-  assert os.environ['CUDNN_HOME'] == '/own'
+  assert (os.environ['CUDNN_HOME'], loaded) == ('/own', [])
   monkeypatch.delenv('CUDNN_HOME')
   capabilities._share_cudnn()
-  assert os.environ['CUDNN_HOME'] == '/site/nvidia/cudnn'
+  assert (os.environ['CUDNN_HOME'], loaded) == (str(tmp_path), names)
   monkeypatch.delenv('CUDNN_HOME')
   specs.clear()  # a torch that runs on the system's
   capabilities._share_cudnn()

@@ -4,7 +4,7 @@
 tested without the card. A wish that cannot be met gives the next engine and one line that says so.
 """
 
-import contextlib
+import ctypes
 import dataclasses
 import importlib
 import importlib.metadata
@@ -93,19 +93,21 @@ def detect() -> Capabilities:
 
 
 def _share_cudnn() -> None:
-  """Makes Transformer Engine run on the cuDNN that came with torch.
+  """Loads all of the cuDNN that came with torch, before Transformer Engine loads parts of the system's beside it.
 
-  It would look for the system's first, and torch would then run on that one, often older than the one it was built for. So
-  its library is named, and its parts are loaded before Transformer Engine's extension asks the system for some of them.
+  Its extension asks the system for libraries by name, and so do torch's own copies of them: what is loaded first serves both.
+  A mixture of two versions does not import, or worse, it does.
   """
   try:
     found = importlib.util.find_spec('nvidia.cudnn')
   except ModuleNotFoundError:  # there is no package 'nvidia' either
     found = None
-  if found is not None and found.submodule_search_locations and 'CUDNN_HOME' not in os.environ:
-    os.environ['CUDNN_HOME'] = next(iter(found.submodule_search_locations))
-    with contextlib.suppress(RuntimeError):  # torch refuses one older than it was built with; `detect` tells of it
-      torch.backends.cudnn.version()
+  if found is None or not found.submodule_search_locations or 'CUDNN_HOME' in os.environ:
+    return
+  home = Path(next(iter(found.submodule_search_locations)))
+  for library in sorted(home.glob('lib/libcudnn*.so.*')):
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+  os.environ['CUDNN_HOME'] = str(home)
 
 
 def driver() -> dict[str, str] | None:
