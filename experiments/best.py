@@ -33,11 +33,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     budget_tokens=60_000_000,
     step_tokens=32_768,
     lengths='256-512-1024-2048',
-    lr=4e-3,
-    table_lr=1.0,
-    projection_lr=1.0,
-    input_scale=50.0,
+    lr=2.4e-3,
+    table_lr=2.5,
+    projection_lr=0.66,
+    input_scale=150.0,
     projection_std=0.088,
+    momentum=0.9,
   )
   config = ultra.get_config(f'gpu=h200,source={variant["source"]},budget_tokens={variant["budget_tokens"]}')
   config.name = 'best'
@@ -50,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   optimizer.batch_lr_scaling = 'none'
   optimizer.schedule, optimizer.warmup_share, optimizer.decay_share, optimizer.final_lr_share = 'trapezoid', 0.02, 0.6, 0.0
   blocks, rest = optimizer.groups
-  blocks.optimizer = 'muon'
+  blocks.optimizer, optimizer.muon.momentum = 'muon', variant['momentum']
   head = []
   for name in ('table', 'projection'):
     group = rest.copy_and_resolve_references()
