@@ -2,11 +2,11 @@
 
 Shapes: B rows, T length, H query heads, K key/value heads, C head width (64).
 
-Forward, a program holds 64 queries of three heads of a group (one a warpgroup) against one stream of keys and values. Backward is
-two kernels, which both recompute the scores from the saved log-sum-exp: one holds queries and makes dq (and delta, the row sums of
-out * dout, on the way), one holds keys and values, and sums dk and dv over the queries of all heads of the group in registers.
-That is seven products of the causal triangle where one kernel would do with five, but nothing is added to in memory: the result
-is the same bit for bit, every time, nothing has to be set to zero before, nor summed or cast after.
+Forward, a program holds 64 queries of three heads of a group (one a warpgroup) against one stream of keys and values. Backward
+is two kernels, which both recompute the scores from the saved log-sum-exp: one holds queries and makes dq (and delta, the row
+sums of out * dout, on the way), one holds keys and values, and sums dk and dv over the queries of all heads of the group in
+registers. That is seven products of the causal triangle where one kernel would do with five, but nothing is added to in memory:
+the result is the same bit for bit, every time, nothing has to be set to zero before, nor summed or cast after.
 """
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from yxanul.kernels import attention_long_gradients as gradients
 from yxanul.kernels import attention_long_kernels as kernels
 
 HEAD_DIM = 64
 TILE = 64
+STAGES = 6  # of tiles of 64 by 64, two of which are a stage
 # Threads: the consuming warpgroups' and the producer's, who gives most of its registers to them.
 _TWO = {'num_warps': 4, 'maxnreg': 168}
 _THREE = {'num_warps': 4, 'maxnreg': 128}
@@ -57,7 +59,7 @@ def forward(
   lse_BHT = torch.empty(n_rows, n_heads, length, dtype=torch.float32, device=q_BTHC.device)
   n_items = n_rows * n_heads // warpgroups * (length // TILE)
   kernels.forward_kernel[_programs(q_BTHC, n_items)](
-    _tiles(q_BTHC), _tiles(k_BTKC, keys), _tiles(v_BTKC, keys), out_BTHC, lse_BHT, length, n_items,
+    _tiles(q_BTHC), _tiles(k_BTKC, keys), _tiles(v_BTKC, keys), out_BTHC, lse_BHT, length, n_items, _span(length // TILE),
     n_heads, n_kv_heads, warpgroups, 4 * 128 // keys, overlap, **(_TWO if warpgroups == 2 else _THREE),
   )  # fmt: skip
   return out_BTHC, lse_BHT
@@ -73,18 +75,24 @@ def backward(
   q, k, v, out, dout = (_tiles(x) for x in (q_BTHC, k_BTKC, v_BTKC, out_BTHC, dout_BTHC))
   lse, delta = _numbers(lse_BHT), _numbers(delta_BHT)
   n_items = n_rows * n_heads // 2 * (length // TILE)
-  kernels.query_gradient_kernel[_programs(q_BTHC, n_items)](
-    q, out, dout, k, v, lse, dq_BTHC, delta_BHT, length, n_items, n_heads, n_kv_heads, 6, overlap, **_TWO
-  )
+  gradients.query_gradient_kernel[_programs(q_BTHC, n_items)](
+    q, out, dout, k, v, lse, dq_BTHC, delta_BHT, length, n_items, _span(length // TILE),
+    n_heads, n_kv_heads, STAGES, overlap, **_TWO,
+  )  # fmt: skip
   n_items = n_rows * n_kv_heads * (length // (2 * TILE))
-  kernels.key_value_gradient_kernel[_programs(q_BTHC, n_items)](
-    k, v, q, dout, lse, delta, dk_BTKC, dv_BTKC, length, n_items, n_heads, n_kv_heads, 6, overlap, **_TWO
-  )
+  gradients.key_value_gradient_kernel[_programs(q_BTHC, n_items)](
+    k, v, q, dout, lse, delta, dk_BTKC, dv_BTKC, length, n_items, _span(length // (2 * TILE)),
+    n_heads, n_kv_heads, STAGES, overlap, **_TWO,
+  )  # fmt: skip
   return dq_BTHC, dk_BTKC, dv_BTKC
 
 
 def _programs(x: Tensor, n_items: int) -> tuple[int]:
   return (min(n_items, torch.cuda.get_device_properties(x.device).multi_processor_count),)
+
+
+def _span(n_places: int) -> int:
+  return next(span for span in (4, 2, 1) if n_places % span == 0)
 
 
 def _tiles(x_BTHC: Tensor, rows: int = TILE) -> TensorDescriptor:
