@@ -27,7 +27,7 @@ _THREE = {'num_warps': 4, 'maxnreg': 128}
 
 def attention_long(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
   """Causal attention scaled by 1/sqrt(C), differentiable, in BF16 with FP32 sums. Where `supports` says so."""
-  return _Attention.apply(q_BTHC, k_BTKC, v_BTKC)
+  return _attention(q_BTHC.contiguous(), k_BTKC.contiguous(), v_BTKC.contiguous())[0]
 
 
 def supports(seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, capability: tuple[int, int]) -> bool:
@@ -35,17 +35,40 @@ def supports(seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, capabil
   return capability == (9, 0) and head_dim == HEAD_DIM and seq_len % 128 == 0 and n_heads % (2 * n_kv_heads) == 0
 
 
-class _Attention(torch.autograd.Function):
-  @staticmethod
-  def forward(ctx, q_BTHC, k_BTKC, v_BTKC):
-    q_BTHC, k_BTKC, v_BTKC = (x.contiguous() for x in (q_BTHC, k_BTKC, v_BTKC))
-    out_BTHC, lse_BHT = forward(q_BTHC, k_BTKC, v_BTKC)
-    ctx.save_for_backward(q_BTHC, k_BTKC, v_BTKC, out_BTHC, lse_BHT)
-    return out_BTHC
+# Operators of their own, as torch.compile cannot look into Gluon.
+@torch.library.custom_op('yxanul::attention_long', mutates_args=())
+def _attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> tuple[Tensor, Tensor]:
+  return forward(q_BTHC, k_BTKC, v_BTKC)
 
-  @staticmethod
-  def backward(ctx, dout_BTHC):
-    return backward(*ctx.saved_tensors, dout_BTHC.contiguous())
+
+@torch.library.custom_op('yxanul::attention_long_backward', mutates_args=())
+def _attention_backward(
+  q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, out_BTHC: Tensor, lse_BHT: Tensor, dout_BTHC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+  return backward(q_BTHC, k_BTKC, v_BTKC, out_BTHC, lse_BHT, dout_BTHC)
+
+
+@_attention.register_fake
+def _(q_BTHC, k_BTKC, v_BTKC):
+  n_rows, length, n_heads, _ = q_BTHC.shape
+  return torch.empty_like(q_BTHC), q_BTHC.new_empty(n_rows, n_heads, length, dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(q_BTHC, k_BTKC, v_BTKC, out_BTHC, lse_BHT, dout_BTHC):
+  return torch.empty_like(q_BTHC), torch.empty_like(k_BTKC), torch.empty_like(v_BTKC)
+
+
+def _save(ctx, inputs, output):
+  ctx.save_for_backward(*inputs, *output)
+  ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, dout_BTHC, _):
+  return _attention_backward(*ctx.saved_tensors, dout_BTHC.contiguous())
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def forward(
@@ -54,11 +77,12 @@ def forward(
   """The output, and the log-sum-exp of every row of scores in powers of two, (B, H, T) FP32."""
   n_rows, length, n_heads, _ = q_BTHC.shape
   n_kv_heads = k_BTKC.shape[2]
+  assert q_BTHC.numel() < 2**31, q_BTHC.shape  # places are counted in 32 bits
   warpgroups = warpgroups or (3 if n_heads // n_kv_heads % 3 == 0 else 2)
   out_BTHC = torch.empty_like(q_BTHC)
   lse_BHT = torch.empty(n_rows, n_heads, length, dtype=torch.float32, device=q_BTHC.device)
   n_items = n_rows * n_heads // warpgroups * (length // TILE)
-  kernels.forward_kernel[_programs(q_BTHC, n_items)](
+  kernels.attention_long_forward[_programs(q_BTHC, n_items)](
     _tiles(q_BTHC), _tiles(k_BTKC, keys), _tiles(v_BTKC, keys), out_BTHC, lse_BHT, length, n_items, _span(length // TILE),
     n_heads, n_kv_heads, warpgroups, 4 * 128 // keys, overlap, **(_TWO if warpgroups == 2 else _THREE),
   )  # fmt: skip
@@ -75,12 +99,12 @@ def backward(
   q, k, v, out, dout = (_tiles(x) for x in (q_BTHC, k_BTKC, v_BTKC, out_BTHC, dout_BTHC))
   lse, delta = _numbers(lse_BHT), _numbers(delta_BHT)
   n_items = n_rows * n_heads // 2 * (length // TILE)
-  gradients.query_gradient_kernel[_programs(q_BTHC, n_items)](
+  gradients.attention_long_query_gradient[_programs(q_BTHC, n_items)](
     q, out, dout, k, v, lse, dq_BTHC, delta_BHT, length, n_items, _span(length // TILE),
     n_heads, n_kv_heads, STAGES, overlap, **_TWO,
   )  # fmt: skip
   n_items = n_rows * n_kv_heads * (length // (2 * TILE))
-  gradients.key_value_gradient_kernel[_programs(q_BTHC, n_items)](
+  gradients.attention_long_key_value_gradient[_programs(q_BTHC, n_items)](
     k, v, q, dout, lse, delta, dk_BTKC, dv_BTKC, length, n_items, _span(length // (2 * TILE)),
     n_heads, n_kv_heads, STAGES, overlap, **_TWO,
   )  # fmt: skip

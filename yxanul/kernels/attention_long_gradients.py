@@ -20,7 +20,7 @@ from yxanul.kernels.attention_long_kernels import (
 
 
 @gluon.jit
-def query_gradient_kernel(
+def attention_long_query_gradient(
   q_tiles, out_tiles, dout_tiles, k_tiles, v_tiles, lse_tiles, dq_ptr, delta_ptr, length, n_items, span,
   HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def _query_gradient_stream(tiles, shared, sizes, HEADS: gl.constexpr, KV_HEADS: 
 
 
 @gluon.jit
-def key_value_gradient_kernel(
+def attention_long_key_value_gradient(
   k_tiles, v_tiles, q_tiles, dout_tiles, lse_tiles, delta_tiles, dk_ptr, dv_ptr, length, n_items, span,
   HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip

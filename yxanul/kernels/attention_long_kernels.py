@@ -24,7 +24,7 @@ TWO, THREE, PRODUCER = gl.constexpr(240), gl.constexpr(160), gl.constexpr(24)
 
 
 @gluon.jit
-def forward_kernel(
+def attention_long_forward(
   q_tiles, k_tiles, v_tiles, out_ptr, lse_ptr, length, n_items, span,
   HEADS: gl.constexpr, KV_HEADS: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
