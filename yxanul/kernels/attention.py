@@ -58,6 +58,7 @@ _BACKENDS = {
 # Replayed in a CUDA graph (cuDNN 9.14 under torch 2.11, one H200), cuDNN over 16,384 rows of 8 tokens never ended, and is the
 # suspect of an illegal memory access over rows of 8 to 192; up to 256 the short kernel is the faster anyway.
 CUDNN_SHORTEST = 512
+LONG = 512  # rows from here on are `grouped`'s; what is shorter is one tile or two
 _TRIAL_TOKENS = 131_072
 
 
@@ -68,13 +69,18 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
     q_BTHC, k_BTKC, v_BTKC: one dtype.
     mask_B1TT: bool, True where to look (B or 1 rows), instead of the plain causal triangle; only `sdpa` takes it.
     engine: `sdpa` (what torch chooses, cuDNN left out), `cudnn` or `flash` (that backend of torch's, BF16 on a GPU),
-      `flash_attn` (the package of that name, the newest that is installed) or `math` (the scores written out: what the
-      others are measured against). Where `runs` says so, it is another.
+      `flash_attn` (the package of that name, the newest that is installed), `grouped` (our own for long rows on Hopper) or
+      `math` (the scores written out: what the others are measured against). Where `runs` says so, or `grouped` does not
+      take the inputs, it is another.
 
   Returns:
     (B, T, H, C), q's dtype.
   """
   engine = 'sdpa' if mask_B1TT is not None else runs(engine, q_BTHC.shape[1])
+  if engine == 'grouped':
+    if _takes_grouped(q_BTHC, k_BTKC):
+      return importlib.import_module('yxanul.kernels.attention_long').attention_long(q_BTHC, k_BTKC, v_BTKC)
+    engine = 'sdpa'
   if engine == 'flash_attn':
     out = _flash_attn()(q_BTHC, k_BTKC, v_BTKC, causal=True)
     return out[0] if isinstance(out, tuple) else out  # some versions give the log-sum-exp too
@@ -96,6 +102,12 @@ def runs(engine: str, seq_len: int) -> str:
   short = engine == 'cudnn' and seq_len < CUDNN_SHORTEST
   loose = engine in ('cudnn', 'flash_attn') and torch.are_deterministic_algorithms_enabled()
   return 'sdpa' if short or loose else engine
+
+
+def _takes_grouped(q_BTHC: Tensor, k_BTKC: Tensor) -> bool:
+  _, length, n_heads, head_dim = q_BTHC.shape
+  fits = q_BTHC.is_cuda and q_BTHC.dtype == torch.bfloat16
+  return fits and supports_long(length, n_heads, k_BTKC.shape[2], head_dim, q_BTHC.device)
 
 
 @functools.cache
@@ -159,6 +171,17 @@ def supports_short(seq_len: int, head_dim: int, device: torch.device) -> bool:
   except ImportError:
     return False
   return attention_short.supports(seq_len, head_dim, torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def supports_long(seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, device: torch.device) -> bool:
+  """Whether engine `grouped` takes such rows on a GPU; False where there is no Triton that has Gluon."""
+  try:
+    from yxanul.kernels import attention_long
+  except ImportError:
+    return False
+  capability = torch.cuda.get_device_capability(device)
+  return seq_len >= LONG and attention_long.supports(seq_len, n_heads, n_kv_heads, head_dim, capability)
 
 
 def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:

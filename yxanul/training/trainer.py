@@ -209,6 +209,9 @@ class Trainer:
     candidates = list(dict.fromkeys(attention.runs(engine, stage.spec.seq_len) for engine in asked))
     if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim, self.device):
       candidates.append('short')
+    model = self.spec.model
+    if attention.supports_long(stage.spec.seq_len, model.n_heads, model.n_kv_heads, model.head_dim, self.device):
+      candidates.append('grouped')
     taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
     tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')

@@ -1,7 +1,7 @@
 """Attention from the packed projection to its gradient: ours, and the kernels of torch and flash-attn.
 
-Shapes as in `kernels.attention`. `cudnn`, `te`, `flash` and `flash_attn` are those kernels alone, on q, k, v that lie ready;
-what has to stand around them, rotation, split and the gather of dqkv, is in `ours` and in `cudnn_compiled`, where
+Shapes as in `kernels.attention`. `cudnn`, `te`, `flash`, `flash_attn` and `grouped` are those kernels alone, on q, k, v that
+lie ready; what has to stand around them, rotation, split and the gather of dqkv, is in `ours` and in `cudnn_compiled`, where
 torch.compile does it.
 """
 
@@ -32,7 +32,11 @@ def long_cases(model: ModelSpec, n_tokens: int, device: torch.device) -> list[Ca
   for length in LONG:
     rows = max(1, n_tokens // length)
     flops = 7 * rows * length**2 * model.d_query
-    subjects = _subjects('cudnn', model, rows * length, length, device)
+    heads = model.n_heads, model.n_kv_heads, model.head_dim
+    grouped = device.type == 'cuda' and attention.supports_long(length, *heads, device)
+    subjects = _subjects('grouped' if grouped else 'cudnn', model, rows * length, length, device)
+    if grouped:
+      subjects.append(Subject('grouped', functools.partial(_alone, _library('grouped'), model, rows, length, device)))
     cases.append(Case(str(length), f'length {length}', subjects, Work(flops=flops)))
   return cases
 
