@@ -149,7 +149,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
   """Prints a table with no figure cut.
 
   On a terminal that is too narrow for it its columns move closer, then prose wraps, then it goes on below itself, with the
-  first columns again. Where output is no terminal one line holds a row, however long.
+  first columns again. Where output is no terminal one line holds a row, however long. An empty line sets off what follows.
   """
   console = console or Console()
 
@@ -169,3 +169,4 @@ def print_table(table: Table, console: Console | None = None) -> None:
     wraps = console.is_terminal and not all(column.no_wrap for column in part.columns)
     columns = max(console.width, limits.minimum + len(part.columns)) if wraps else limits.maximum
     Console(file=console.file, force_terminal=console.is_terminal, width=columns).print(part)
+  console.print()
