@@ -72,6 +72,7 @@ def test_transformers_loads_it_and_computes_the_same(model, tmp_path):
   assert not any(loading.values()), loading
   assert type(theirs).__module__.startswith('transformers.models.')
   assert not list(tmp_path.glob('*.py'))
+  assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # who may read one may read all
   ours = logits(model)
   assert ours.abs().max() > 0.5
   torch.testing.assert_close(theirs.eval()(tokens()).logits, ours, atol=1e-4, rtol=0)
@@ -267,3 +268,11 @@ def test_prompts_are_read_from_the_terminal(trained_run):
     text += complete(model, [text], sampling, streams(5 + number, 1))[0]
     texts.append(text)
   assert done.stdout == ''.join(f'{text}\n' for text in texts)
+
+
+def test_a_person_at_the_terminal_is_told_what_to_type():
+  code = 'import sys; sys.stdin.isatty = lambda: True; from yxanul.tools import generate; print(list(generate._typed()))'
+  root = Path(tokenizers.__file__).parents[2]
+  done = subprocess.run([sys.executable, '-c', code], input='The\n', capture_output=True, text=True, check=True, cwd=root)
+  assert done.stderr.startswith('a line is a prompt')
+  assert done.stdout == "> > \n['The']\n"

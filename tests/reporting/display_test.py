@@ -99,7 +99,11 @@ def test_money_gpu_and_what_comes_next_stand_under_the_figures():
     display.update(metrics(20, 1), OUTLOOK | {'gpu_busy': 0.993})
     display.update(metrics(30, 1), OUTLOOK | {'gpu_busy': 0.993})
     display.evaluation(EVALUATION)
-  text = console.file.getvalue()
+    text = console.file.getvalue()
+    display.update(metrics(100, 1), OUTLOOK | {'gpu_busy': 0.993})
+  over = console.file.getvalue()
+  assert 'GPU 99 %' in over[over.rindex('stage 1/3') :]
+  assert 'next evaluation' not in over[over.rindex('stage 1/3') :]
   last = text[text.rindex('stage 1/3') :]
   # 10,000 tokens in 5 s: 35 s to the end of 100,000, 5 s to the evaluation; a dollar a second.
   for part in ('memory 92.1 GB of 141 GB', 'GPU 99 %', 'spent $15.00 of about $50.00', 'next evaluation in 5 s', '2:05 min'):

@@ -37,7 +37,9 @@ def printed(table, width: int | None = None) -> str:
   """What a pipe receives, or a terminal of that width."""
   console = Console(file=io.StringIO(), force_terminal=width is not None, width=width)
   tables.print_table(table, console)
-  return Text.from_ansi(console.file.getvalue()).plain
+  text = Text.from_ansi(console.file.getvalue()).plain
+  assert text.endswith('\n\n')  # so that two tables do not run together
+  return text.removesuffix('\n')
 
 
 def test_a_pipe_gets_each_row_on_one_line_whole():

@@ -4,6 +4,8 @@ import ast
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -105,3 +107,19 @@ def test_an_experiment_is_refused_where_it_would_mean_nothing(name, argument):
 def test_numbers_are_finite(name, flag, value):
   errors = f'error: --{flag}: got {value}, wants a finite number\n'
   assert tiny.finish(tiny.start(name, f'--{flag}={value}')) == (2, '', errors)
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'value', 'wants'),
+  [('tools.plan', 'price', 'cheap', 'a number'), ('tools.doctor', 'steps', '1.5', 'a whole number')],
+)
+def test_a_word_is_no_number(name, flag, value, wants):
+  errors = f"error: --{flag}: got '{value}', wants {wants}\n"
+  assert tiny.finish(tiny.start(name, f'--{flag}={value}')) == (2, '', errors)
+
+
+def test_libraries_keep_their_own_affairs_to_themselves():
+  code = "import logging; from yxanul.config import cli; cli.run(lambda: logging.info('fonts') or logging.warning('fire'))"
+  done = subprocess.run([sys.executable, '-c', code], cwd=tiny.REPOSITORY, capture_output=True, text=True, check=True)
+  assert 'fire' in done.stderr
+  assert 'fonts' not in done.stderr

@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 from tests import tiny
+from yxanul.config import convert, registry
 from yxanul.kernels.capabilities import Capabilities, detect
 from yxanul.planning import memory
 from yxanul.training import preflight
@@ -41,6 +42,14 @@ def test_a_checkpoint_holds_weights_and_moments():
   assert memory.checkpoint_bytes(spec) == 12 * spec.model.parameter_count()
   fp8 = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul='fp8'), curriculum=spec.curriculum)
   assert memory.checkpoint_bytes(fp8) - memory.checkpoint_bytes(spec) == 4 * (1024 + 1) * 2 * 4 * 3
+
+
+def test_what_no_cpu_finishes_is_told_before_its_text_is_fetched():
+  ultra, gpu = convert.from_config(registry.load('experiments/ultra.py')), Capabilities('cuda', 'NVIDIA H200')
+  (finding,) = preflight.check_device(ultra, Capabilities('cpu', 'CPU'))
+  assert (finding.level, finding.text.startswith('no GPU'), finding.text.endswith('40 days')) == ('problem', True, True)
+  assert not list(preflight.check_device(ultra, gpu))
+  assert not list(preflight.check_device(tiny.spec(), Capabilities('cpu', 'CPU')))
 
 
 def corpus(tokens: int):

@@ -29,6 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment: experiments/NAME.py[:key=value,...]; any field as --config.a.b=value.', lock_config=True
 )
 _HELP = re.compile(r'(-h|-\?|--?help(short|full|xml)?)')
+_PARSER_WANTS = {'could not convert': 'a number', 'invalid literal': 'a whole number'}
 _WANTS = {int: 'a whole number', float: 'a number', bool: 'true or false', tuple: 'a tuple'}
 
 
@@ -85,8 +86,12 @@ def _parse(argv: list[str]) -> list[str]:
       if f'--config.{field}=' in str(error):
         kind = type(_check_field(config, field))
         raise FieldError(field, text, _WANTS.get(kind, f'a value of type {kind.__name__}')) from None
+    if no_number := re.match(r'flag (--\w+)=(.*): (could not convert|invalid literal)', str(error)):  # Python's own words
+      raise ValueError(f'{no_number[1]}: got {no_number[2]!r}, wants {_PARSER_WANTS[no_number[3]]}') from None
     raise
   _check_finite()
+  if not flags.FLAGS['verbosity'].present:  # absl would take INFO, where libraries tell of their own affairs
+    flags.FLAGS.verbosity = logging.WARNING
   return rest
 
 
@@ -186,7 +191,8 @@ def _fail(error: BaseException) -> None:
   # Of torchrun's processes the first speaks for all; another says which it is, for what only it may have met.
   rank = os.environ.get('RANK', '0')
   who = '' if rank == '0' else f'rank {rank}: '
-  print(f'{who}error: {" ".join(str(error).split())}', file=sys.stderr)
+  says = f'{error.filename}: {error.strerror}' if isinstance(error, OSError) and error.filename else str(error)
+  print(f'{who}error: {" ".join(says.split())}', file=sys.stderr)
   sys.exit(EXIT_USAGE)
 
 

@@ -58,9 +58,9 @@ def check_path(text: str) -> Path:
   path = Path(text.partition(':')[0])
   if path.is_file() and path.suffix == '.py':
     return path
-  known = names()
-  near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.4) or known
-  raise ValueError(f'--config={path}: no such experiment; nearest: ' + ', '.join(f'experiments/{name}.py' for name in near))
+  near = difflib.get_close_matches(path.stem, names(), n=3, cutoff=0.4)
+  hint = f'nearest: {", ".join(f"experiments/{name}.py" for name in near)}' if near else f'known: {", ".join(names())}'
+  raise ValueError(f'--config={path}: no such experiment; {hint}')
 
 
 def load(text: str) -> ConfigDict:

@@ -10,6 +10,7 @@ differ by rounding alone, and exporting what was read writes the same tensors ag
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def export(model: Model, folder: Path, result: dict[str, Any], factorized: bool 
   card = model_card(model, result, factorized, dtype, sum(x.numel() for x in tensors.values()))
   (folder / 'README.md').write_text(card, encoding='utf-8')
   _write(folder / 'config.json', config)
+  shutil.copymode(folder / 'config.json', folder / 'model.safetensors')  # which the library keeps from all but the owner
 
 
 def measured(folder: Path, model: Model) -> dict[str, Any]:

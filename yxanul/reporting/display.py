@@ -173,6 +173,8 @@ class Display:
 
   def _next(self) -> list[tuple[str, str]]:
     outlook, found = self._outlook, []
+    if self._share() == 1:  # the last step: what stays on the screen promises nothing
+      return found
     if 'evaluation_tokens' in outlook:
       found.append(('next evaluation in', numbers.duration(self._seconds_to(outlook['evaluation_tokens']))))
     if 'checkpoint_seconds' in outlook:

@@ -145,13 +145,18 @@ def _split(table: Table, fits: Callable[[Table], bool]) -> list[Table]:
   return [_with_columns(table, part, **(more if at else {})) for at, part in enumerate(parts)]
 
 
+class _Console(Console):
+  def on_broken_pipe(self) -> None:
+    raise  # the BrokenPipeError, where rich would end the program with 1: a reader that has seen enough is no failure
+
+
 def print_table(table: Table, console: Console | None = None) -> None:
   """Prints a table with no figure cut.
 
   On a terminal that is too narrow for it its columns move closer, then prose wraps, then it goes on below itself, with the
-  first columns again. Where output is no terminal one line holds a row, however long.
+  first columns again. Where output is no terminal one line holds a row, however long. An empty line sets off what follows.
   """
-  console = console or Console()
+  console = console or _Console()
 
   def width(some: Table) -> Measurement:
     return Measurement.get(console, console.options.update(max_width=10_000), some)
@@ -168,4 +173,6 @@ def print_table(table: Table, console: Console | None = None) -> None:
     limits = width(part)
     wraps = console.is_terminal and not all(column.no_wrap for column in part.columns)
     columns = max(console.width, limits.minimum + len(part.columns)) if wraps else limits.maximum
-    Console(file=console.file, force_terminal=console.is_terminal, width=columns).print(part)
+    shown = _Console(file=console.file, force_terminal=console.is_terminal, width=columns)
+    shown.print(part)
+  shown.print()

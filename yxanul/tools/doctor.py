@@ -3,9 +3,9 @@
 Command: python -m yxanul.tools.doctor
          python -m yxanul.tools.doctor --config=experiments/ultra.py:gpu=h100,source=PATH --workdir=runs/ultra [--price=2.5]
 
-With `--config` follows the pre-flight: the disk, the data (prepared in WORKDIR/data if it is not yet, as the run would), and
-twenty real steps of every stage against the plan for this card. Nothing stays in the workdir but the prepared data. The exit
-status says whether the experiment can run: 0 yes, 1 no; 2 is a mistake in the command.
+With `--config` follows the pre-flight: the device, the disk, the data (prepared in WORKDIR/data if it is not yet, as the run
+would), and twenty real steps of every stage against the plan for this card. Nothing stays in the workdir but the prepared data.
+The exit status says whether the experiment can run: 0 yes, 1 no; 2 is a mistake in the command.
 """
 
 import dataclasses
@@ -90,6 +90,7 @@ def _preflight(spec: ExperimentSpec, workdir: Path, capabilities: Any, result: R
   found = []
   try:
     run.check_workdir(spec, workdir)
+    found += preflight.check_device(spec, capabilities)
     found += preflight.check_disk(spec, workdir, data, prepare.is_prepared(spec.data, data))
     if any(finding.level == 'problem' for finding in found):
       return found

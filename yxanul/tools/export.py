@@ -33,6 +33,8 @@ def main() -> None:
   export(model, output, result, _FACTORIZED.value, _DTYPE.value)
   size = (output / 'model.safetensors').stat().st_size
   print(f'{output}: {numbers.byte_size(size)} of weights; README.md there says how to load them')
+  if _FACTORIZED.value and not model.spec.embedding_rank:
+    print('the embeddings are not factorized here, or were multiplied out by an export before: nothing is saved')
   if note := unfinished(result):
     print(note)
 

@@ -27,10 +27,15 @@ _STOP = flags.DEFINE_multi_string('stop', [], 'End before this string; may be gi
 
 def _typed() -> Iterator[str]:
   """Prompts as they are typed, until the end of the input."""
+  asks = sys.stdin.isatty()
+  if asks:
+    print('a line is a prompt, an empty one lets the last text go on; Ctrl-C ends a text, Ctrl-D all', file=sys.stderr)
   while True:
     try:
-      yield input('> ' if sys.stdin.isatty() else '')
+      yield input('> ' if asks else '')
     except (EOFError, KeyboardInterrupt):
+      if asks:
+        print()  # what comes next in the terminal stands on a line of its own
       return
 
 

@@ -16,13 +16,17 @@ from yxanul.data.shards import token_dtype
 from yxanul.data.sources import is_hub_name
 from yxanul.kernels.capabilities import Capabilities
 from yxanul.planning import check, gpus, memory, plan
+from yxanul.planning.flops import flops_per_token
 from yxanul.training import benchmark
+from yxanul.training.curriculum import token_shares
 from yxanul.training.trainer import curriculum_for
 
 Row = dict[str, Any]
 SPEED_TOLERANCE, MEMORY_TOLERANCE = 0.10, 0.08
 _COMPRESSED = {'.parquet': 3, '.gz': 3, '.zst': 3, '.xz': 4}  # bytes of text in a byte of such a file, about
 _TEXT_BYTES_PER_TOKEN = 4  # plain BPE's; SuperBPE needs half the tokens
+_CPU_FLOPS = 1e12  # a second, of a large CPU: more than most reach
+_CPU_DAYS = 2  # that somebody may want to wait for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,15 @@ class Finding:
 
   level: Literal['ok', 'warning', 'problem']
   text: str
+
+
+def check_device(spec: ExperimentSpec, capabilities: Capabilities) -> Iterator[Finding]:
+  """Whether the run is beyond a machine without a GPU: before its text is fetched, let alone a step taken."""
+  shares = zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True)
+  per_token = sum(share * flops_per_token(spec.model, stage.seq_len) for stage, share in shares)
+  days = per_token * spec.curriculum.budget_tokens / _CPU_FLOPS / 86_400
+  if capabilities.device == 'cpu' and days > _CPU_DAYS:
+    yield Finding('problem', f'no GPU: at {_CPU_FLOPS / 1e12:g} TFLOP/s, more than most CPUs do, it takes {days:,.0f} days')
 
 
 def check_disk(
@@ -71,8 +84,9 @@ def check_data(spec: ExperimentSpec, prepared: Prepared) -> Finding:
   tokens, budget = prepared.train.n_tokens, spec.curriculum.budget_tokens
   epochs = budget / tokens
   line = f'data: {tokens:,} tokens to train on, {prepared.validation.n_tokens:,} held out; the budget is {epochs:.2f} epochs'
-  # Beyond four epochs repeated text teaches much less than new text (arXiv 2305.16264).
-  return Finding('ok' if epochs <= 4 else 'warning', line)
+  if epochs <= 4:
+    return Finding('ok', line)
+  return Finding('warning', f'{line}; beyond four, text that comes again teaches less (arXiv 2305.16264)')
 
 
 def check_steps(
