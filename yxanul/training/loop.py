@@ -67,6 +67,11 @@ class Clocks:
       self._progress.seconds_training += now - self._last
     self._last = now
 
+  def start_training(self) -> None:
+    """What passed until now was something else."""
+    self.tick()
+    self.training = True
+
 
 class _Step(NamedTuple):
   """What the host knows of a step whose metrics are still on the device."""
@@ -129,7 +134,7 @@ class _Loop:
     budget, total = run.spec.curriculum.budget_tokens, run.curriculum.total_tokens
     if progress.tokens < total:
       run.stop.doing = 'training'
-      self.clocks.training = True
+      self.clocks.start_training()
       for tokens in run.batches(progress.tokens):
         stage = run.curriculum.lookup(progress.tokens)
         after = progress.tokens + stage.spec.tokens_per_step
@@ -253,8 +258,7 @@ class _Loop:
       saved = self.progress.step in run.checkpoints.steps()
       raise Stopped('everything is saved' if saved else run.checkpoints.standing())
     run.stop.doing = 'training'
-    self.clocks.tick()
-    self.clocks.training = True
+    self.clocks.start_training()
 
   def _rollback_due(self) -> bool:
     return self.progress.skipped_in_row >= self.run.spec.training.rollback_after_skips
