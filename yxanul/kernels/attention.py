@@ -60,6 +60,7 @@ _BACKENDS = {
 CUDNN_SHORTEST = 512
 LONG = 512  # rows from here on are `grouped`'s; what is shorter is one tile or two
 _TRIAL_TOKENS = 131_072
+_HEAD_START_CYCLES = 10_000_000  # some 5 ms
 
 
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None, engine: str = 'sdpa') -> Tensor:
@@ -187,7 +188,8 @@ def supports_long(seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, de
 def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:
   """Measured milliseconds, forward and backward, of each engine that runs rows of `seq_len`, the fastest first.
 
-  131,072 tokens of random BF16 stand for the batch: so many that no engine's time is that of its launches.
+  131,072 tokens of random BF16 stand for the batch, and the device is kept busy until all is launched: in a captured step no
+  engine's time is that of its launches either.
   """
   rows = max(1, _TRIAL_TOKENS // seq_len)
   qkv_BTO = torch.randn(rows, seq_len, model.d_qkv, dtype=torch.bfloat16, device=device, requires_grad=True)
@@ -206,6 +208,7 @@ def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torc
 
 def _milliseconds(qkv_BTO: Tensor, model: ModelSpec, tables, engine: str) -> float:
   start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+  torch.cuda._sleep(_HEAD_START_CYCLES)
   start.record()
   out = packed_attention(qkv_BTO, model, tables, None, engine, fused=True)
   torch.autograd.grad(out, qkv_BTO, torch.ones_like(out))
