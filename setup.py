@@ -36,6 +36,14 @@ setup(
     'eval': ['lm-eval>=0.4.9'],
     'tensorboard': ['tensorboard>=2.16'],
     'wandb': ['wandb>=0.31'],
-    'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.8', 'tensorboard>=2.16', 'transformers>=4.50', 'wandb>=0.31'],
+    'test': [
+      'hypothesis>=6.100',
+      'pytest>=8.0',
+      'pytest-xdist>=3.6',
+      'ruff>=0.8',
+      'tensorboard>=2.16',
+      'transformers>=4.50',
+      'wandb>=0.31',
+    ],
   },
 )

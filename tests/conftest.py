@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before torch is imported, here and in what the tests start: several processes share the cores, and threads of all of them
+# would wait for one another at every product of these small models.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 
 from tests import tiny
@@ -21,8 +25,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope='session')
 def trained_run(tmp_path_factory) -> Path:
-  """The workdir of a tiny run that is over. Whoever writes to it takes a copy."""
+  """The workdir of a tiny run that is over, what it said in output.txt. Whoever writes to it takes a copy."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
-  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
+  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags()))
   assert status == 0, errors
+  (workdir / 'output.txt').write_text(output)
   return workdir

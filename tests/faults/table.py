@@ -30,7 +30,7 @@ FAULTS = {
   'what is under way does not end in time': Fault(hangs, 10, 1, f'ended by the clock; {AGAIN}'),
   'a second signal': Fault(second_signal, 10, 1, 'ends at once; the same command ends as an undisturbed run'),
   'a notice of pre-emption': Fault(preemption_file, 10, 1, AGAIN),
-  'SIGKILL at two moments of a run': Fault(kill_run, 10, 1, 'the same command ends as an undisturbed run, bit for bit'),
+  'SIGKILL at two moments of a run': Fault(kill_run, 10, 3, 'the same command ends as an undisturbed run, bit for bit'),
   'a full disk': Fault(full_disk, 5, 1, 'told; training goes on and saves when it can; else exit status 74'),
   'a disk that becomes read-only': Fault(read_only_disk, 5, 1, 'told; training goes on and saves when it can; else 74'),
   'a limit on the size of files': Fault(file_size_limit, 10, 1, 'told; the checkpoint before stands'),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.training.distributed_test import torchrun
 
 bench = functools.partial(tiny.tool, 'bench')
 
@@ -39,6 +40,25 @@ def test_stages_against_another_format(workdir, tmp_path):
   assert against['ratios']['stages'][1]['ratio'] == pytest.approx(ratio)
 
 
+def test_two_processes_beside_one_are_the_record_of_scaling(workdir, tmp_path):
+  path = tmp_path / 'scaling.json'
+  arguments = ('-m', 'yxanul.tools.bench', '--what=scaling', *tiny.flags(), '--steps=2')
+  status, output, errors = tiny.finish(torchrun(2, *arguments, f'--workdir={workdir}', f'--json={path}'), timeout=300)
+  assert status == 0, errors
+  assert output.count('2 together against one') == 1
+  result = json.loads(path.read_text())
+  assert (result['what'], result['hardware'], result['n']) == ('scaling', '2 x CPU', 2)
+  assert result['command'].startswith('torchrun --standalone --nproc_per_node=2 -m yxanul.tools.bench --what=scaling')
+  assert (result['together']['processes'], result['alone']['processes']) == (2, 1)
+  rates = []
+  for two, one, row in zip(result['together']['stages'], result['alone']['stages'], result['ratios']['stages'], strict=True):
+    assert two['tokens_per_step'] == 2 * one['tokens_per_step']
+    assert row['ratio'] == pytest.approx(two['tokens_per_second'] / one['tokens_per_second'])
+    rates += [row['ratio']] if row['seq_len'] >= 64 else []
+  assert len(result['figures']) == 11
+  assert result['figures']['two_gpu_speedup_min']['value'] == min(rates) > 0
+
+
 def test_the_loader_as_json_on_standard_output(workdir):
   done = bench(*tiny.flags(), f'--workdir={workdir}', '--what=loader', '--only=3', '--json=-')
   assert done.returncode == 0, done.stderr
@@ -69,14 +89,15 @@ def test_a_kernel_by_itself_takes_neither_data_nor_workdir(tmp_path):
     (['--workdir=x'], 'error: --config: missing, wants experiments/NAME.py'),
     (
       [*tiny.flags(), '--workdir=x', '--what=stage'],
-      "error: --what: got 'stage', wants one of stages, loader, gradients, vocab-loss, attention-short, attention-long, casts, "
-      "optimizer (did you mean 'stages'?)",
+      "error: --what: got 'stage', wants one of stages, scaling, loader, gradients, vocab-loss, attention-short, "
+      "attention-long, casts, optimizer (did you mean 'stages'?)",
     ),
     ([*tiny.flags(), '--workdir=x', '--only=1,11'], "error: --only: got '11', wants stages between 1 and 10"),
     ([*tiny.flags(), '--workdir=x', '--only=one'], "error: --only: got 'one', wants stages between 1 and 10"),
     ([*tiny.flags(), '--workdir=x', '--steps=0'], 'error: flag --steps=0: 0 is not a positive integer'),
     ([*tiny.flags()], 'error: --workdir: missing, wants the folder for the prepared data'),
     ([*tiny.flags(), '--workdir=x', '--peers'], 'error: --peers: wants a GPU'),
+    ([*tiny.flags(), '--workdir=x', '--what=scaling'], 'error: --what=scaling: wants several processes: torchrun'),
   ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, problem, tmp_path):

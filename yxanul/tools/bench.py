@@ -5,13 +5,19 @@ Command: python -m yxanul.tools.bench --config=experiments/ultra.py:gpu=h200,sou
 `--what=loader` measures the loader alone; `--what=gradients --only=10 --steps=200` compares gradients with FP32's, before and
 after 200 steps of stage 10. How the figures are come by: yxanul/training/benchmark.py and benchmark_gradients.py.
 
+Command: torchrun --standalone --nproc_per_node=2 -m yxanul.tools.bench --what=scaling \
+  --config=experiments/ultra.py:gpu=h200,source=PATH --workdir=runs/bench --json=scaling.json
+How much faster several GPUs are than one, stage by stage, at as many times the batch: every GPU by itself first, then all
+together, both without the profiler (yxanul/training/benchmark_scaling.py). The JSON has the figures of the record `scaling`.
+
 Command: python -m yxanul.tools.bench --what=attention-short --json=attention-short.json
 One kernel by itself at the shapes of ultra, or of --config's model: ours, every peer that runs here, and the floor computed
 from a copy's bandwidth or a product's rate, measured in the same run (yxanul/kernels/bench). Takes neither data nor workdir.
 
 Every stage takes 3 + steps + 1 + profile_steps steps: at gpu=h200's batches and 400,000 tokens/s a quarter of an hour, and
-`--against` another nine minutes; --steps, --profile_steps and --only=1,5,10 shorten it. The JSON file is written anew after
-every stage, so that what is cut short is not lost. Nothing stays in the workdir but the prepared data.
+`--against` another nine minutes; `--what=scaling` takes twelve. --steps, --profile_steps and --only=1,5,10 shorten it. The JSON
+file is written anew after every stage, so that what is cut short is not lost. Nothing stays in the workdir but the prepared
+data.
 """
 
 import dataclasses
@@ -31,7 +37,7 @@ from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Prepare the data in WORKDIR/data, where a run in WORKDIR looks for it.')
-_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages, loader, gradients, or a kernel by itself.')
+_WHAT = flags.DEFINE_string('what', 'stages', 'What to measure: stages, scaling, loader, gradients, or a kernel.')
 _TOKENS = flags.DEFINE_integer('tokens', 131_072, 'How many tokens a kernel by itself works on.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every stage, after three that are not.', lower_bound=1)
 _PROFILE_STEPS = flags.DEFINE_integer('profile_steps', 50, 'Steps of every stage under the profiler; 0: none.', lower_bound=0)
@@ -176,6 +182,28 @@ def _peers(spec: ExperimentSpec, prepared, capabilities, effort, result: Result,
   report.table(bench_tables.peers_table(result['peers']))
 
 
+def _scaling(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
+  """Several processes beside one."""
+  from yxanul.kernels.capabilities import detect
+  from yxanul.reporting import bench_tables
+  from yxanul.training import benchmark, benchmark_scaling
+
+  processes, capabilities = report.processes, detect()
+  if processes.world == 1:
+    raise ValueError(
+      '--what=scaling: wants several processes: torchrun --standalone --nproc_per_node=2 -m yxanul.tools.bench ...'
+    )
+  effort = benchmark.Effort(steps=_STEPS.value, profile_steps=0)
+  prepared = _prepared(spec, report)
+  envelope = _envelope('scaling', capabilities) | {'n': effort.steps}
+  envelope['command'] = envelope['command'].replace('python', f'torchrun --standalone --nproc_per_node={processes.world}', 1)
+  envelope['hardware'] = f'{processes.world} x {capabilities.name}'
+  save = lambda measured: report.save(envelope | measured)  # noqa: E731
+  measured = benchmark_scaling.measure(spec, stages, prepared, capabilities, effort, processes, report.line, save)
+  report.table(bench_tables.against_table(measured['ratios'], (f'{processes.world} together', 'one')))
+  return envelope | measured
+
+
 def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   """The loader alone, feeding steps that take no time: two seconds of every stage's shape."""
   from yxanul.data.batches import Stream
@@ -212,6 +240,7 @@ def _gradients(spec: ExperimentSpec, stages: list[int], report: _Report) -> Resu
 
 BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = {
   'stages': _stages,
+  'scaling': _scaling,
   'loader': _loader,
   'gradients': _gradients,
 }
