@@ -10,6 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 
 from tests import tiny
+from tests.faults.world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,6 +22,12 @@ def shared() -> Path:
   if not folder.is_dir():
     pytest.skip(f'needs the measurement data, not found at {folder} (YXANUL_SHARED names another place)')
   return folder
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory) -> World:
+  """Where faults happen."""
+  return World(tmp_path_factory.mktemp('faults'))
 
 
 @pytest.fixture(scope='session')

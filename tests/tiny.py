@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from ml_collections.config_flags import config_path
 
 from yxanul.config import registry
 from yxanul.config.convert import from_config
@@ -42,7 +45,8 @@ def flags(**more) -> list[str]:
 
 def spec(**more) -> ExperimentSpec:
   config = registry.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
-  config.update_from_flattened_dict(FIELDS | {name.replace('__', '.'): value for name, value in more.items()})
+  for name, value in (FIELDS | more).items():
+    config_path.set_value(name.replace('__', '.'), config, value)
   return from_config(config)
 
 
@@ -61,6 +65,19 @@ def start(module: str, *arguments, **more) -> subprocess.Popen:
 def main(*arguments: str, **more) -> subprocess.Popen:
   """`python -m yxanul.main` in a process of its own."""
   return start('main', *arguments, **more)
+
+
+def torchrun(processes: int, *arguments, options: tuple[str, ...] = ()) -> subprocess.Popen:
+  """`torchrun --nproc_per_node=PROCESSES ARGUMENTS`."""
+  torch_run = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
+  return subprocess.Popen(
+    [sys.executable, *torch_run, *options, *map(str, arguments)],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'},
+  )
 
 
 def tool(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:
@@ -95,6 +112,13 @@ def metrics(workdir: Path) -> list[dict]:
   """The lines of metrics.jsonl without what a clock wrote."""
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
+
+
+def apart(a: Path, b: Path, rel: float, **own: float) -> list[tuple]:
+  """What the metrics of two runs differ in by more than `rel`, or by a metric's own: (line, name, a's, b's)."""
+  lines = enumerate(zip(metrics(a), metrics(b), strict=True))
+  both = [(i, name, x.get(name), y.get(name)) for i, (x, y) in lines for name in {**x, **y}]
+  return [(i, name, x, y) for i, name, x, y in both if None in (x, y) or not math.isclose(x, y, rel_tol=own.get(name, rel))]
 
 
 def arrays(workdir: Path) -> dict:

@@ -45,7 +45,9 @@ python -m tests.faults --most_runs={most_runs} --output={folder}
 
 Each try makes the fault happen in a real process, at a moment, a byte or a file drawn at random, and then looks at what is
 left; how is in `tests/faults`. The test suite tries each a few times, `python -m pytest -m slow
-tests/training/faults_test.py` as often as `--most_runs=10`. Disks are a tmpfs, whose mounting takes root.
+tests/training/faults_test.py` as often as `--most_runs=10`. Disks are a tmpfs, whose mounting takes root; out of
+memory are steps over more tokens than a number drawn at random, which raise what CUDA would; several processes are two under
+torchrun with Gloo.
 
 Hardware: {os.cpu_count()} CPU cores that other work shared, {seconds / 60:.0f} minutes. Of the kills while saving, {cut} came
 while files were being written; the others between two saves, or while an old checkpoint was deleted.

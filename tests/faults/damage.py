@@ -9,9 +9,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests import tiny
 from tests.faults.stops import same, state
-from tests.faults.world import Event, World, fill, free, mount, remount, run
+from tests.faults.world import Event, World, fill, free, mount, remount, run, same_run
 
 
 def _damaged(world: World, damage: Callable[[Path], None]) -> None:
@@ -113,8 +112,7 @@ def _bad_disk(below: str, spoil: Callable, spoil_arguments: tuple, mend: Callabl
       assert f'{reason}; the checkpoint of step' in output, output
       assert 'saving works again' in output, output
       assert 'Traceback' not in output, output
-      assert tiny.same_arrays(workdir, world.whole)
-      assert tiny.metrics(workdir) == tiny.metrics(world.whole)
+      same_run(workdir, world.whole)
       # And never mended before the end: the status tells, and once there is room the same command finishes.
       _empty(workdir)
       status, output, _ = run(workdir, broken, patches=patches, **fields)
@@ -122,8 +120,7 @@ def _bad_disk(below: str, spoil: Callable, spoil_arguments: tuple, mend: Callabl
       mend(str(disk), *mend_arguments)
       status, output, _ = run(workdir, **fields)
       assert status == 0, output
-      assert tiny.same_arrays(workdir, world.whole)
-      assert tiny.metrics(workdir) == tiny.metrics(world.whole)
+      same_run(workdir, world.whole)
 
   return attempt
 

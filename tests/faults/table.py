@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 
 from tests.faults.damage import cut_file, file_size_limit, flipped_bit, full_disk, missing_file, read_only_disk
+from tests.faults.memory import out_of_memory
+from tests.faults.processes import fewer_after_a_kill, kill_one_of_several, stop_one_of_several
 from tests.faults.steps import bad_step, every_step_bad
 from tests.faults.stops import hangs, kill_run, kill_saves, preemption_file, second_signal, stop_at, stop_while_importing
 from tests.faults.world import MOMENTS, World
@@ -20,6 +22,16 @@ class Fault:
 
 AGAIN = 'exit status 75; the same command ends with the bits and the log of an undisturbed run'
 FALLS_BACK = 'told; the state that comes back is one that was saved, bit for bit'
+ALL_END = 'the other says so and ends'
+SEVERAL = {
+  'SIGKILL to one of two processes, twice': Fault(
+    kill_one_of_several, 5, 1, f'{ALL_END}; restarted by torchrun and by hand, both end as undisturbed, bit for bit'
+  ),
+  'SIGKILL to one of two processes; one goes on': Fault(
+    fewer_after_a_kill, 5, 1, f'{ALL_END}; the log is that of the undisturbed two, to the rounding of sums'
+  ),
+  'SIGTERM to one of two processes': Fault(stop_one_of_several, 5, 1, f'both save; {AGAIN} (torchrun turns 75 into 1)'),
+}
 FAULTS = {
   'SIGKILL while saving': Fault(kill_saves, 200, 20, 'what was on disk is there, bit for bit, and nothing half'),
   'a flipped bit in a checkpoint': Fault(flipped_bit, 100, 10, FALLS_BACK),
@@ -41,7 +53,17 @@ FAULTS = {
     every_step_bad, 10, 1, 'gives up with one line; the same command without the fault ends as an undisturbed run'
   ),
   'parameters that went astray': Fault(bad_step(-60.0, True, 2), 10, 1, 'back to the last good checkpoint, and on'),
+  'a stage does not fit into the memory': Fault(
+    out_of_memory, 10, 1, 'goes through in parts, the same to the rounding of sums; kept over a stop, to the bit'
+  ),
+  **SEVERAL,
 }
+
+
+def few(name: str, world: World) -> None:
+  """As often as the default test suite tries a fault."""
+  for number in range(FAULTS[name].quick):
+    FAULTS[name].attempt(random.Random(f'{name} {number}'), world)
 
 
 def many(name: str, world: World, tries: int) -> list[str]:

@@ -4,10 +4,12 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import functools
 import importlib
 import multiprocessing
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from tests import tiny
 
 FIELDS = {
+  'curriculum__stages[8]__batch_size': 2,  # for two processes
   'curriculum__budget_tokens': 20_000,
   'evaluation__max_tokens': 1000,
   'evaluation__xz_mark': False,
@@ -135,7 +138,8 @@ def _child(workdir: Path, fields: dict, events: tuple[Event, ...], patches: tupl
 
 def process_context():
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['yxanul.run', 'tests.faults.table'])
+  # The last takes a second to import, and a run's first backward pass does.
+  context.set_forkserver_preload(['yxanul.run', 'tests.faults.table', 'torch._dynamo'])
   return context
 
 
@@ -148,8 +152,14 @@ def run(workdir: Path, *events: Event, patches: tuple = (), **fields) -> tuple[i
   return process.exitcode, workdir.with_suffix('.out').read_text(), time.monotonic() - started
 
 
+def same_run(a: Path, b: Path) -> None:
+  """The same end, bit for bit, and the same log."""
+  assert tiny.same_arrays(a, b)
+  assert tiny.metrics(a) == tiny.metrics(b)
+
+
 class World:
-  """A folder to work in, and an undisturbed run to compare with."""
+  """A folder to work in, and undisturbed runs to compare with."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -163,11 +173,24 @@ class World:
     self._made += 1
     return self.folder / f'try{self._made}'
 
-  def goes_on(self, workdir: Path, **fields) -> str:
-    """The same command again comes to the same end, bit for bit; returns what it said."""
+  def torchrun(self, workdir: Path, *options: str, **fields) -> subprocess.Popen:
+    """The run over two processes."""
+    flags = tiny.flags(**{**FIELDS, **self.data, **fields})
+    return tiny.torchrun(2, '-m', 'yxanul.main', f'--workdir={workdir}', *flags, options=options)
+
+  @functools.cached_property
+  def together(self) -> Path:
+    """The undisturbed run of two processes."""
+    workdir = self.folder / 'together'
+    status, output, errors = tiny.finish(self.torchrun(workdir), timeout=300)
+    assert status == 0, errors
+    assert output.count('report: ') == 1, output
+    return workdir
+
+  def goes_on(self, workdir: Path, like: Path | None = None, **fields) -> str:
+    """The same command again comes to the same end, bit for bit, as the undisturbed run or another; returns what it said."""
     status, output, _ = run(workdir, **fields)
     assert status == 0, output
-    assert tiny.same_arrays(workdir, self.whole)
-    assert tiny.metrics(workdir) == tiny.metrics(self.whole)
+    same_run(workdir, like or self.whole)
     shutil.rmtree(workdir)
     return output

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.training.distributed_test import torchrun
 
 bench = functools.partial(tiny.tool, 'bench')
 
@@ -43,7 +42,7 @@ def test_stages_against_another_format(workdir, tmp_path):
 def test_two_processes_beside_one_are_the_record_of_scaling(workdir, tmp_path):
   path = tmp_path / 'scaling.json'
   arguments = ('-m', 'yxanul.tools.bench', '--what=scaling', *tiny.flags(), '--steps=2')
-  status, output, errors = tiny.finish(torchrun(2, *arguments, f'--workdir={workdir}', f'--json={path}'), timeout=300)
+  status, output, errors = tiny.finish(tiny.torchrun(2, *arguments, f'--workdir={workdir}', f'--json={path}'), timeout=300)
   assert status == 0, errors
   assert output.count('2 together against one') == 1
   result = json.loads(path.read_text())

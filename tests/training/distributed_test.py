@@ -1,9 +1,6 @@
 """Several processes through real torchrun (Gloo): one process's step to the rounding of sums, and the same bits on all."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,33 +14,13 @@ SHARED = tiny.spec().curriculum.stages[:6]  # the later stages have odd rows
 KEYS = [('fp32', 1), ('fp32', 2), ('reference', 1), ('reference', 2)]
 
 
-def torchrun(world: int, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
-  """`torchrun --nproc_per_node=WORLD ARGUMENTS`."""
-  return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'torch.distributed.run',
-      '--standalone',
-      f'--nproc_per_node={world}',
-      *options,
-      *map(str, arguments),
-    ],
-    cwd=tiny.REPOSITORY,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY), 'OMP_NUM_THREADS': '1'},
-  )
-
-
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
   """What each process of 1, 2 and 4 came to: {world: [of rank 0, ...]}."""
   folder, script = tmp_path_factory.mktemp('steps'), 'tests/training/distributed_worker.py'
   distributed_worker.main(folder)
   for world in (2, 4):
-    status, _, errors = tiny.finish(torchrun(world, script, folder), timeout=300)
+    status, _, errors = tiny.finish(tiny.torchrun(world, script, folder), timeout=300)
     assert status == 0, errors
   found = {}
   for world in (1, 2, 4):
@@ -149,7 +126,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_two_gpus_take_the_captured_steps_of_one(tmp_path, matmul, optimizer):
   for world in (1, 2):
     script = ('tests/training/distributed_worker.py', tmp_path, matmul, optimizer)
-    status, _, errors = tiny.finish(torchrun(world, *script), timeout=300)
+    status, _, errors = tiny.finish(tiny.torchrun(world, *script), timeout=300)
     assert status == 0, errors
   one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ('1-0.pt', '2-0.pt', '2-1.pt'))
   for kind in ('whole', 'divided'):

@@ -1,27 +1,20 @@
-"""Every fault of tests/faults, a few times each; many times, for the record: `python -m tests.faults`, or -m slow."""
+"""Every fault of tests/faults, a few times each; many times, for the record: `python -m tests.faults`, or -m slow.
 
-import random
+Those of several processes are tried a few times by distributed_run_test.py.
+"""
 
 import pytest
 
 from tests.faults.damage import CannotMount
-from tests.faults.table import FAULTS, many
-from tests.faults.world import World
+from tests.faults.table import FAULTS, SEVERAL, few, many
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory) -> World:
-  return World(tmp_path_factory.mktemp('faults'))
-
-
-@pytest.mark.parametrize('name', FAULTS)
+@pytest.mark.parametrize('name', [name for name in FAULTS if name not in SEVERAL])
 def test_nothing_is_lost(world, name):
-  fault = FAULTS[name]
-  for number in range(fault.quick):
-    try:
-      fault.attempt(random.Random(f'{name} {number}'), world)
-    except CannotMount:
-      pytest.skip('mounting a disk takes root')
+  try:
+    few(name, world)
+  except CannotMount:
+    pytest.skip('mounting a disk takes root')
 
 
 @pytest.mark.slow

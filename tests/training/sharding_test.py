@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from tests.training import sharding_worker
-from tests.training.distributed_test import torchrun
 from tests.training.step_test import TEXT, clone
 from yxanul.planning import memory
 from yxanul.training.checkpoint import Checkpoints
@@ -30,7 +29,7 @@ def results(folder):
   """What each process of 2 and of 4 came to, these from the checkpoints of the 2: {world: [of rank 0, ...]}."""
   found = {}
   for world, before in ((2, 2), (4, 2)):
-    process = torchrun(world, 'tests/training/sharding_worker.py', folder, before)
+    process = tiny.torchrun(world, 'tests/training/sharding_worker.py', folder, before)
     status, _, errors = tiny.finish(process, timeout=300)
     assert status == 0, errors
     found[world] = [torch.load(folder / f'{world}-{rank}.pt', weights_only=True) for rank in range(world)]

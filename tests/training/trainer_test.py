@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.faults.memory import limit_memory
 from tests.training.step_test import clone
 from yxanul.config import registry
 from yxanul.config.convert import from_config
 from yxanul.data.prepare import prepare
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.planning import memory
-from yxanul.training import trainer as module
 from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
 from yxanul.training.distributed import is_out_of_memory
 from yxanul.training.state import flatten
@@ -35,23 +35,7 @@ def build(prepared, spec, memory_bytes=8 * 10**9) -> Trainer:
 
 @pytest.fixture
 def small_memory(monkeypatch):
-  """Steps and calibration run out of memory, as CUDA does, over more than LIMIT tokens at a time."""
-
-  def limited(run, tokens, pieces):
-    if (len(tokens) - 1) // pieces > LIMIT:
-      raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.00 GiB')
-    return run()
-
-  def make(spec, stage, optimizer, engines, text, pieces=1, compiled=False, reduction=None, *sharding):
-    step = make_train_step(spec, stage, optimizer, engines, text, pieces, compiled, reduction, *sharding)
-    return lambda state, tokens, *rates: limited(lambda: step(state, tokens, *rates), tokens, pieces)
-
-  def calibrate(state, tokens, stage, spec, engines, text, pieces, reduction):
-    return limited(lambda: calibrated(state, tokens, stage, spec, engines, text, pieces, reduction), tokens, pieces)
-
-  make_train_step, calibrated = module.make_train_step, module.calibrate
-  monkeypatch.setattr(module, 'make_train_step', make)
-  monkeypatch.setattr(module, 'calibrate', calibrate)
+  limit_memory(LIMIT, monkeypatch.setattr)
 
 
 def first_step(trainer, index):
@@ -96,8 +80,8 @@ def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
   assert trainer.engines.linear == 'reference'
 
 
-def test_a_single_row_that_does_not_fit_is_one_line(prepared, small_memory, monkeypatch):
-  monkeypatch.setattr('tests.training.trainer_test.LIMIT', 100)
+def test_a_single_row_that_does_not_fit_is_one_line(prepared, monkeypatch):
+  limit_memory(100, monkeypatch.setattr)
   with pytest.raises(ValueError, match=r'stage 9 \(length 128\): out of memory with 1 rows at a time.*recompute=blocks'):
     build(prepared, tiny.spec()).warm(0, calibrate_first=False, tell=lambda _: None)
 
