@@ -183,6 +183,7 @@ def test_the_files_and_extras_that_readme_names_exist():
     ('bench-ultra', 'fp8_over_bf16', '{:.2f} times as fast'),
     ('fp8-quality', 'bpb_fp8', '{:.4f} against'),
     ('fp8-quality', 'bpb_bf16', 'against {:.4f}'),
+    ('faults', 'tries', '{} tries, nothing lost'),
     ('tokenizer', 'train_minutes', '{:.1f} minutes'),
     ('tokenizer', 'superbpe_bytes_per_token', '{:.2f} bytes a token'),
     ('tokenizer', 'gpt2_bytes_per_token', 'GPT-2 {:.2f}'),

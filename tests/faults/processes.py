@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests import tiny
@@ -31,16 +32,24 @@ def _lines(workdir: Path) -> int:
   return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+def _wait(torchrun: subprocess.Popen, ready: Callable[[], bool]) -> None:
+  """Until it is so, or the run is over; one that hangs is killed, with all that it started, and that raises."""
+  until = time.monotonic() + 120
+  while torchrun.poll() is None and not ready():
+    time.sleep(0.01)
+    if time.monotonic() > until:
+      tiny.finish(torchrun, timeout=0)
+
+
 def _signal_one(rng: random.Random, torchrun: subprocess.Popen, workdir: Path, number: int, most_lines: int) -> int:
   """To any process, at a moment in the next `most_lines` of the log; returns its rank once both are gone."""
   lines = _lines(workdir) + rng.randint(1, most_lines)
-  while torchrun.poll() is None and _lines(workdir) < lines:
-    time.sleep(0.01)
+  _wait(torchrun, lambda: _lines(workdir) >= lines)
   time.sleep(rng.random() * 0.05)
+  assert torchrun.poll() is None, tiny.finish(torchrun)[2]
   rank, workers = rng.randrange(2), _workers(torchrun)
   os.kill(workers[rank], number)
-  while torchrun.poll() is None and set(workers) & set(_workers(torchrun)):
-    time.sleep(0.01)
+  _wait(torchrun, lambda: not set(workers) & set(_workers(torchrun)))
   return rank
 
 
