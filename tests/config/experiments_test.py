@@ -83,5 +83,6 @@ def test_best_has_as_many_tokens_of_every_length():
   curriculum = spec('best:lengths=256-512-2048').curriculum
   assert [(s.seq_len, s.tokens_per_step) for s in curriculum.stages] == [(256, 32_768), (512, 32_768), (2048, 32_768)]
   assert token_shares(curriculum) == pytest.approx([1 / 3] * 3)
-  with pytest.raises(ValueError, match="'lengths' of the experiment: got '512-x', wants lengths of rows"):
-    spec('best:lengths=512-x')
+  for wrong in ('512-x', '0-512', ''):
+    with pytest.raises(ValueError, match=f"'lengths' of the experiment: got '{wrong}', wants lengths of rows"):
+      spec(f'best:lengths={wrong}')
