@@ -7,6 +7,16 @@ is two kernels, which both recompute the scores from the saved log-sum-exp: one 
 sums of out * dout, on the way), one holds keys and values, and sums dk and dv over the queries of all heads of the group in
 registers. That is seven products of the causal triangle where one kernel would do with five, but nothing is added to in memory:
 the result is the same bit for bit, every time, nothing has to be set to zero before, nor summed or cast after.
+
+Tried on one H200, 131,072 tokens of 12 heads and 2 of keys; milliseconds at lengths of 2048 and 512, before `give_back` had a
+fence. Forward as here 1.02 and 0.48 (cuDNN 1.00 and 0.37), backward 2.66 and 0.88 (3.19 and 1.60): together 3.68 and 1.36.
+  Two heads a program instead of three, forward: 1.11 and 0.49.
+  Two heads, and every product waited for at once: forward 1.09 and 0.49, backward 3.03 and 0.99.
+  Tiles of 64 keys, three heads: forward 0.99 and 0.40, rejected as it was off by 0.044 and 0.064 in relative norm.
+  Tiles of 64 keys, two heads: forward 1.19 and 0.44, off by 0.009 and 0.013; rounding alone would be below 0.003.
+What was off held queries in registers and most likely lost them to the next item's for want of that fence. Three heads with
+their queries in shared memory load nothing into registers. The numbers of this code were checked with one or two items a
+program only: no card was at hand since. Where the tests of many items pass, 64 keys are worth another trial.
 """
 
 import torch

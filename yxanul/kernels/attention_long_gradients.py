@@ -13,6 +13,7 @@ from yxanul.kernels.attention_long_kernels import (
   WIDTH,
   barriers,
   buffers,
+  give_back,
   key_item,
   query_item,
   store,
@@ -66,7 +67,7 @@ def _query_gradient_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: g
     x, dy = q.index(MINE).load(operand), dout.index(MINE).load(operand)
     lse_row = lse.index(MINE).load(row)
     delta = gl.sum(out.index(MINE).load(tile).to(gl.float32) * dout.index(MINE).load(tile).to(gl.float32), 1)
-    mbarrier.arrive(q_empty.index(MINE), count=1)
+    give_back(q_empty.index(MINE))
     gl.store(delta_ptr + (batch * HEADS + head) * length + place * ROWS + gl.arange(0, ROWS, layout=row), delta)
     mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
     logits = warpgroup_mma(x, k.index(step % STAGES).permute((1, 0)), zero, use_acc=False)
@@ -173,7 +174,7 @@ def _key_value_gradient_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEAD
     n_tiles = n_mine * (HEADS // KV_HEADS)
     mbarrier.wait(k_full.index(MINE), turn & 1)
     t, u = k.index(MINE).load(operand), v.index(MINE).load(operand)
-    mbarrier.arrive(k_empty.index(MINE), count=1)
+    give_back(k_empty.index(MINE))
     at = _skip(at, full, empty, MINE, True)
     mbarrier.wait(full.index(at % STAGES), (at // STAGES) & 1)
     current = at

@@ -13,7 +13,13 @@ Shapes: as in `attention_long`. Rows of the matrices in memory are tokens (B T),
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+  fence_async_shared,
+  mbarrier,
+  tma,
+  warpgroup_mma,
+  warpgroup_mma_wait,
+)
 
 ROWS = gl.constexpr(64)  # tokens of a tile of queries, and rows of a warpgroup
 WIDTH = gl.constexpr(64)  # of a head
@@ -83,7 +89,7 @@ def _forward_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.const
     mbarrier.wait(q_full.index(MINE), turn & 1)
     if HELD:
       x = q.index(MINE).load(gl.DotOperandLayout(0, tile, 2))
-      mbarrier.arrive(q_empty.index(MINE), count=1)
+      give_back(q_empty.index(MINE))
     else:
       x = q.index(MINE)
     mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
@@ -184,6 +190,14 @@ def store(ptr, x, token, head, HEADS: gl.constexpr):
   tokens = token + gl.arange(0, ROWS, layout=gl.SliceLayout(1, x.type.layout))
   columns = head * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, x.type.layout))
   gl.store(ptr + tokens[:, None] * (HEADS * WIDTH) + columns[None, :], x.to(ptr.dtype.element_ty))
+
+
+@gluon.jit
+def give_back(barrier):
+  # After loads into registers. An arrival does not wait for them: behind the stores of the item before they may still be on
+  # their way, while the copy engine, which keeps no order with them, already writes the next item there. The fence waits.
+  fence_async_shared()
+  mbarrier.arrive(barrier, count=1)
 
 
 @gluon.jit
