@@ -17,8 +17,6 @@ Variants: `gpu`, `source`, `budget_tokens` as in ultra; `step_tokens`; `lengths`
 blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum`, of Muon.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from experiments import ultra
@@ -27,7 +25,7 @@ from yxanul.config.variants import parse_variant
 
 def stages(text: str, step_tokens: int) -> tuple[ConfigDict, ...]:
   """Stages of these lengths ('512-2048'), with equal shares of the tokens, all of `step_tokens` a step."""
-  if not re.fullmatch(r'[1-9]\d*(-[1-9]\d*)*', text):
+  if not all(length.isdecimal() and int(length) for length in text.split('-')):
     raise ValueError(f"variant 'lengths' of the experiment: got {text!r}, wants lengths of rows, such as 512-2048")
   lengths = [int(length) for length in text.split('-')]
   return tuple(ultra.stage(length, step_tokens // length, 1.0, 1.0, i / len(lengths)) for i, length in enumerate(lengths))
