@@ -2,13 +2,15 @@
 
 Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   1.569 bits per byte after 33 s of training and 11.2M tokens, one seed (records/2026-11-29_best)
+Result:   1.569 bits per byte after 33 s of training and 11.2M tokens, one seed (records/2026-11-29_best; the whole
+          command is there)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed; all of it at once ran twice:
 - Muon for the block matrices; AdamW for the rest, with a rate of its own for the table and for its projection;
-- a projection that starts as large as an orthogonal one, and token embeddings that enter the stream at a root mean square of 3;
-- 32,768 tokens a step: 16,384 learn more from the same text, and take longer for it;
+- a projection that starts at 1/sqrt(rank), so that what it projects keeps its size, and an input scale by which token
+  embeddings enter the stream at a root mean square of 3;
+- 32,768 tokens a step: 16,384 learn more from the same text, and by the plan take longer for it;
 - rows of 256, 512, 1024 and 2048 tokens, as many tokens of each;
 - a constant rate, then a linear decay to zero over the last 60 %.
 None of it has been tried for longer than a minute.
