@@ -43,6 +43,7 @@ setup(
       'ruff>=0.8',
       'tensorboard>=2.16',
       'transformers>=4.50',
+      'triton; platform_system == "Linux"',  # whose interpreter runs the kernels on a CPU
       'wandb>=0.31',
     ],
   },

@@ -2,7 +2,7 @@
 
 Command:  python -m yxanul.main --config=experiments/ultra.py:gpu=h100 --config.data.source=HuggingFaceFW/fineweb-edu
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: 418k tokens/s over the schedule on one H200 (records/2026-11-22_bench-ultra); 1.863 bits per byte after 19M tokens in
+Expected: 435k tokens/s over the schedule on one H200 (records/2026-11-29_bench-ultra); 1.863 bits per byte after 19M tokens in
           55 s of training (records/2026-11-22_ultra-run). Not yet run to its whole budget.
 
 Variants, as `ultra.py:key=value,...`: `gpu` sets the memory class and with it the batch (24 GB: 1x, 80 GB: 2x, 141 GB: 4x),

@@ -82,7 +82,7 @@ def clone(tmp_path_factory) -> Path:
 def small(tmp_path_factory) -> Path:
   """A folder with small experiments of the real names, and text where README says PATH."""
   folder = tmp_path_factory.mktemp('small')
-  write_family(folder / 'experiments', 'ultra', 'ultra_muon')
+  write_family(folder / 'experiments', 'ultra', 'ultra_muon', 'best')
   write_texts(folder / 'PATH')
   return folder
 
@@ -175,6 +175,9 @@ def test_the_files_and_extras_that_readme_names_exist():
 @pytest.mark.parametrize(
   ('record', 'figure', 'form'),
   [
+    ('best', 'val_bpb', '{:.3f} bits per byte'),
+    ('best', 'seconds_training', 'after {:.0f} s of training'),
+    ('best', 'seconds_to_1.627_bpb', '1.627 after {:.0f} s'),
     ('quickstart', 'val_bpb', '{:.3f} bits per byte'),
     ('quickstart', 'xz_bpb', 'needs {:.3f}'),
     ('quickstart', 'seconds', 'after {:.0f} s'),
@@ -191,8 +194,8 @@ def test_the_files_and_extras_that_readme_names_exist():
   ],
 )
 def test_the_figures_on_the_front_page_are_the_records(record, figure, form):
-  named = re.search(rf'`(\d{{4}}-\d\d-\d\d_{record})`', README).group(1)
-  figures = json.loads((tiny.REPOSITORY / 'experiments' / 'records' / named / 'record.json').read_text())['figures']
+  records = (tiny.REPOSITORY / 'experiments' / 'records' / name for name in re.findall(rf'`([\d-]+_{record})`', README))
+  figures = next(f for r in records if figure in (f := json.loads((r / 'record.json').read_text())['figures']))
   assert form.format(figures[figure]['value']) in README.partition('## Start')[0]
 
 

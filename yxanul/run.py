@@ -344,6 +344,7 @@ def _result(
     'batch_sizes': choices['batches'],
     'processes': choices['processes'],
     'engines': choices['engines'],
+    'attention': choices['attention'],  # of each stage, where it was chosen by a measurement
     'resumed_from': resumed_from,
     'versions': {'torch': torch.__version__, **dict(capabilities.versions)},
     'hardware': capabilities.name,

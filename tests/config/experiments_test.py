@@ -26,6 +26,11 @@ def stages(variant):
     ('ultra_head', 'ultra', ('optimizer.groups', 'model.table_std', 'model.projection_std')),
     ('ultra_head:input_scale=16,z_loss=1e-4', 'ultra_head', ('model.input_scale', 'optimizer.z_loss')),
     ('ultra_muon', 'ultra', ('optimizer.groups[0].optimizer',)),
+    (
+      'best:budget_tokens=2.61e9',
+      'ultra:gpu=h200',
+      ('curriculum.stages', 'optimizer', 'model.input_scale', 'model.projection_std'),
+    ),
     ('strong_ultra', 'ultra_no_curriculum', ('precision.matmul',)),
     ('strong_gpt2', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
     ('part_rmsnorm_swiglu', 'baseline_gpt2', ('model.norm', 'model.activation', 'model.d_hidden')),
@@ -72,3 +77,12 @@ def test_batch_warm_up_splits_one_stage_and_keeps_the_tokens():
 def test_swiglu_weighs_what_gelu_did():
   counts = [spec(name).model.parameter_count() for name in ('baseline_gpt2', 'part_rmsnorm_swiglu')]
   assert counts[1] == pytest.approx(counts[0], rel=1e-4)
+
+
+def test_best_has_as_many_tokens_of_every_length():
+  curriculum = spec('best:lengths=256-512-2048').curriculum
+  assert [(s.seq_len, s.tokens_per_step) for s in curriculum.stages] == [(256, 32_768), (512, 32_768), (2048, 32_768)]
+  assert token_shares(curriculum) == pytest.approx([1 / 3] * 3)
+  for wrong in ('512-x', '0-512', ''):
+    with pytest.raises(ValueError, match=f"'lengths' of the experiment: got '{wrong}', wants lengths of rows"):
+      spec(f'best:lengths={wrong}')

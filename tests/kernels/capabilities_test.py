@@ -1,6 +1,7 @@
 """Each card's engines, without the card."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -147,8 +148,10 @@ def test_the_cudnn_that_came_with_torch_is_loaded_whole_unless_somebody_named_an
   (tmp_path / 'lib').mkdir()
   for name in names:
     (tmp_path / 'lib' / name).touch()
-  specs, loaded = {'nvidia.cudnn': types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])}, []
-  monkeypatch.setattr(importlib.util, 'find_spec', specs.get)
+  requires, loaded = ['filelock', "nvidia-cudnn-cu13==9.19.0.56; platform_system == 'Linux'"], []
+  monkeypatch.setattr(importlib.metadata, 'requires', {'torch': requires}.get)
+  found = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+  monkeypatch.setattr(importlib.util, 'find_spec', {'nvidia': found, 'nvidia.cudnn': found}.get)
   monkeypatch.setattr(capabilities.ctypes, 'CDLL', lambda path, mode: loaded.append(Path(path).name))
   monkeypatch.setenv('CUDNN_HOME', '/own')
   capabilities._share_cudnn()
@@ -157,6 +160,6 @@ def test_the_cudnn_that_came_with_torch_is_loaded_whole_unless_somebody_named_an
   capabilities._share_cudnn()
   assert (os.environ['CUDNN_HOME'], loaded) == (str(tmp_path), names)
   monkeypatch.delenv('CUDNN_HOME')
-  specs.clear()  # a torch that runs on the system's
+  requires.pop()  # a torch that runs on the system's, beside another's copy
   capabilities._share_cudnn()
   assert 'CUDNN_HOME' not in os.environ

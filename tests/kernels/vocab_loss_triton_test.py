@@ -32,9 +32,9 @@ def tensors(n_tokens: int, n_vocab: int, rank: int, scale: float = 1.0, seed: in
   return x, table, targets, weights
 
 
-def oracle(x, table, targets, weights, dloss: float, z_loss: float = 0.0):
+def oracle(x, table, targets, weights, dloss: float, z_loss: float = 0.0, softcap: float = 0.0):
   x, table = x.detach().double().requires_grad_(), table.detach().double().requires_grad_()
-  logits = x @ table.T
+  logits = softcap * torch.tanh(x @ table.T / softcap) if softcap else x @ table.T
   nll = torch.nn.functional.cross_entropy(logits, targets, reduction='none')
   loss = ((nll + z_loss * logits.logsumexp(-1) ** 2) * weights.double()).sum()
   return loss.detach(), nll.detach(), *torch.autograd.grad(loss * dloss, (x, table))
@@ -44,16 +44,16 @@ def relative(a, b) -> float:
   return ((a.double() - b).norm() / b.norm()).item()
 
 
-def check(x, table, targets, weights, dloss: float = 2.0, z_loss: float = 0.0):
-  loss, nll = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss)
+def check(x, table, targets, weights, dloss: float = 2.0, z_loss: float = 0.0, softcap: float = 0.0):
+  loss, nll = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss, softcap)
   dx, dtable = torch.autograd.grad(loss * dloss, (x, table))
-  wants = oracle(x, table, targets, weights, dloss, z_loss)
+  wants = oracle(x, table, targets, weights, dloss, z_loss, softcap)
   assert (dx.dtype, dtable.dtype, nll.requires_grad) == (DTYPE, torch.float32, False)
   assert abs(loss.item() - wants[0].item()) < 1e-5 * abs(wants[0].item())
   assert relative(nll, wants[1]) < 1e-5  # float32 sums of exact products
   assert relative(dx, wants[2]) < DX_TOLERANCE
   assert relative(dtable, wants[3]) < DTABLE_TOLERANCE
-  again, _ = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss)
+  again, _ = vocab_loss_triton.vocab_loss(x, table, targets, weights, z_loss, softcap)
   assert torch.equal(torch.autograd.grad(again * dloss, table)[0], dtable)
 
 
@@ -65,6 +65,14 @@ def test_equals_autograd_over_all_logits(n_tokens, n_vocab):
 def test_z_loss_changes_both_gradients():
   # Not as small as a z-loss is in training: so that its own share of the gradients is far above the tolerance.
   check(*tensors(144, 300, 16), z_loss=0.03)
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 0.03])
+def test_a_soft_cap_bends_the_gradients_too(z_loss):
+  # Logits of up to 10 and more against a cap of 4: where tanh is straight nothing would be tested.
+  x, table, targets, weights = tensors(144, 300, 16, scale=2.0)
+  assert (x @ table.to(DTYPE).T).abs().max() > 8
+  check(x, table, targets, weights, z_loss=z_loss, softcap=4.0)
 
 
 def test_large_logits_neither_overflow_nor_vanish():

@@ -189,6 +189,17 @@ def test_input_scale_reaches_the_stream_and_not_the_head():
   assert not torch.allclose(transformer.apply(params, tokens, scaled, PLAIN), transformer.apply(params, tokens, LLAMA, PLAIN))
 
 
+def test_a_soft_cap_keeps_logits_within_it_in_their_order():
+  params, tokens = make(LLAMA)
+  plain = 100 * transformer.apply(params, tokens, LLAMA, PLAIN)
+  capped = transformer.logits(
+    {'embedding.table': torch.eye(plain.shape[-1])}, plain, dataclasses.replace(LLAMA, logit_softcap=5.0)
+  )
+  assert plain.abs().max() > 10
+  assert capped.abs().max() <= 5
+  torch.testing.assert_close(capped, 5 * torch.tanh(plain / 5))
+
+
 def test_table_and_projection_have_an_initialization_of_their_own():
   generators = [torch.Generator().manual_seed(0) for _ in range(2)]
   plain = transformer.init(LLAMA, generators[0])

@@ -64,6 +64,14 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
     assert text in page, text
 
 
+def test_what_finished_with_other_values_is_not_taken_for_it(command):
+  _, arguments = command
+  status, _, errors = tiny.finish(start(*arguments, '--only=ultra', '--config.optimizer.peak_lr=1e-5'))
+  assert status == 1
+  assert errors.startswith('error: ultra, seed 0: finished before with other values (optimizer.peak_lr: ')
+  assert errors.count('\n') == 1
+
+
 def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached_all(command):
   workdir, _ = command
   for name in NAMES:

@@ -28,6 +28,7 @@ class ModelSpec:
   table_std: float = 0.0  # of the vocabulary table's initialization; 0: init_std
   projection_std: float = 0.0  # of the factorized table's projection; 0: init_std
   input_scale: float = 1.0  # times the token embeddings on their way into the residual stream; the head is not scaled
+  logit_softcap: float = 0.0  # c: logits become c tanh(logit / c), as in Gemma 2 (arXiv 2408.00118); 0: they stay as they are
 
   def __post_init__(self):
     for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_hidden', 'max_positions'):
@@ -40,6 +41,7 @@ class ModelSpec:
     for name in ('table_std', 'projection_std'):
       require(getattr(self, name) >= 0, f'model.{name}', getattr(self, name), 'a positive number, or 0 for init_std')
     require(self.input_scale > 0, 'model.input_scale', self.input_scale, 'a positive number')
+    require(self.logit_softcap >= 0, 'model.logit_softcap', self.logit_softcap, 'a positive number, or 0 for none')
     require(self.norm_eps > 0, 'model.norm_eps', self.norm_eps, 'a positive number')
     require(self.rope_theta > 0, 'model.rope_theta', self.rope_theta, 'a positive number')
     one_of(self.norm, ('rmsnorm', 'layernorm'), 'model.norm')

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -59,7 +60,8 @@ def check_path(text: str) -> Path:
   if path.is_file() and path.suffix == '.py':
     return path
   near = difflib.get_close_matches(path.stem, names(), n=3, cutoff=0.4)
-  hint = f'nearest: {", ".join(f"experiments/{name}.py" for name in near)}' if near else f'known: {", ".join(names())}'
+  shown = (os.path.relpath(experiments_folder() / f'{name}.py') for name in near)  # as one would type them here
+  hint = f'nearest: {", ".join(shown)}' if near else f'known: {", ".join(names())}'
   raise ValueError(f'--config={path}: no such experiment; {hint}')
 
 

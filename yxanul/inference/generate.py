@@ -175,7 +175,7 @@ class Generator:
     x_BTD, cache = extend(model.params, tokens_BT.to(model.device), counts.to(model.device), cache, model.spec, model.numerics)
     x_BD = x_BTD[torch.arange(len(pieces)), counts - 1]
     x_BR = transformer.head_input(model.params, x_BD, model.spec)
-    logits_BV = (x_BR @ model.params['embedding.table'].to(x_BR.dtype).T).float()
+    logits_BV = transformer.logits(model.params, x_BR, model.spec).float()
     return logits_BV.masked_fill(model.undrawable_V, -torch.inf), cache
 
 

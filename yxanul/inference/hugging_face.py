@@ -50,9 +50,9 @@ def architecture(spec: ModelSpec) -> str:
     ValueError: neither computes what this model does.
   """
   wants = {
-    'llama': {'norm': 'rmsnorm', 'activation': 'swiglu', 'position': 'rope'},
+    'llama': {'norm': 'rmsnorm', 'activation': 'swiglu', 'position': 'rope', 'logit_softcap': 0},
     'gpt2': {'norm': 'layernorm', 'activation': 'gelu', 'position': 'learned', 'bias': True, 'n_kv_heads': spec.n_heads}
-    | {'d_query': spec.d_model},
+    | {'d_query': spec.d_model, 'logit_softcap': 0},
   }
   wrong = {name: {f: getattr(spec, f) for f, v in fields.items() if getattr(spec, f) != v} for name, fields in wants.items()}
   name, fields = min(wrong.items(), key=lambda item: len(item[1]))

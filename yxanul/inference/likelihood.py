@@ -56,18 +56,17 @@ def _read_batch(model: Model, batch: list[tuple[tuple[int, ...], set[int]]]) -> 
   targets_N = torch.cat((tokens_BT[:, 1:], tokens_BT[:, :1]), 1)[is_text_BT].to(model.device)
   x_BTD = transformer.hidden(model.params, tokens_BT.to(model.device), model.spec, model.numerics)
   x_NR = transformer.head_input(model.params, x_BTD, model.spec)[is_text_BT.to(model.device)]
-  table_VR = model.params['embedding.table'].to(x_NR.dtype)
   logp, best = [], []
-  chunk = max(1, CHUNK_BYTES // (4 * len(table_VR)))
+  chunk = max(1, CHUNK_BYTES // (4 * model.spec.vocab_size))
   for x_MR, targets_M in zip(x_NR.split(chunk), targets_N.split(chunk), strict=True):
-    logp_MV = (x_MR @ table_VR.T).float().log_softmax(-1)
+    logp_MV = transformer.logits(model.params, x_MR, model.spec).float().log_softmax(-1)
     logp.append(logp_MV.gather(-1, targets_M[:, None])[:, 0])
     best.append(logp_MV.masked_fill_(model.undrawable_V, -torch.inf).argmax(-1))
   logp_N, best_N = torch.cat(logp).double().cpu().numpy(), torch.cat(best).cpu().numpy()
   found, at = {}, 0
   for row, ends in batch:
     for n in ends:
-      next_V = (x_NR[at + n - 1] @ table_VR.T).float().log_softmax(-1)
+      next_V = transformer.logits(model.params, x_NR[at + n - 1], model.spec).float().log_softmax(-1)
       found[row[:n]] = Reading(logp_N[at : at + n - 1], best_N[at : at + n], next_V)
     at += len(row)
   return found

@@ -13,6 +13,7 @@ from yxanul.kernels.attention_long_kernels import (
   WIDTH,
   barriers,
   buffers,
+  give_back,
   key_item,
   query_item,
   store,
@@ -22,7 +23,7 @@ from yxanul.kernels.attention_long_kernels import (
 @gluon.jit
 def attention_long_query_gradient(
   q_tiles, out_tiles, dout_tiles, k_tiles, v_tiles, lse_tiles, dq_ptr, delta_ptr, length, n_items, span,
-  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
   """dq, and on the way delta = sum(out * dout) (B H T), which the other gradient needs. An item: 64 queries of two heads."""
   q, out, dout, lse = buffers(q_tiles, 2), buffers(out_tiles, 2), buffers(dout_tiles, 2), buffers(lse_tiles, 2)
@@ -35,8 +36,8 @@ def attention_long_query_gradient(
   places = (dq_ptr, delta_ptr)
   gl.warp_specialize(
     [
-      (_query_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 0, OVERLAP)),
-      (_query_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 1, OVERLAP)),
+      (_query_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 0)),
+      (_query_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 1)),
       (_query_gradient_stream, (tiles, shared, sizes, HEADS, KV_HEADS)),
     ],
     [4, 1],
@@ -45,9 +46,7 @@ def attention_long_query_gradient(
 
 
 @gluon.jit
-def _query_gradient_rows(
-  shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, MINE: gl.constexpr, OVERLAP: gl.constexpr
-):
+def _query_gradient_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, MINE: gl.constexpr):
   q, out, dout, lse, k, v, q_full, q_empty, full, empty = shared
   dq_ptr, delta_ptr = places
   length, n_items, _ = sizes
@@ -68,7 +67,7 @@ def _query_gradient_rows(
     x, dy = q.index(MINE).load(operand), dout.index(MINE).load(operand)
     lse_row = lse.index(MINE).load(row)
     delta = gl.sum(out.index(MINE).load(tile).to(gl.float32) * dout.index(MINE).load(tile).to(gl.float32), 1)
-    mbarrier.arrive(q_empty.index(MINE), count=1)
+    give_back(q_empty.index(MINE))
     gl.store(delta_ptr + (batch * HEADS + head) * length + place * ROWS + gl.arange(0, ROWS, layout=row), delta)
     mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
     logits = warpgroup_mma(x, k.index(step % STAGES).permute((1, 0)), zero, use_acc=False)
@@ -79,9 +78,9 @@ def _query_gradient_rows(
     mbarrier.wait(full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=n_tiles > 1)
     for i in range(n_tiles - 1):
       current, following, later = (step + i) % STAGES, (step + i + 1) % STAGES, step + i + 2
-      coming = warpgroup_mma(x, k.index(following).permute((1, 0)), zero, use_acc=False, is_async=OVERLAP)
-      coming_dp = warpgroup_mma(dy, v.index(following).permute((1, 0)), zero, use_acc=False, is_async=OVERLAP)
-      running = warpgroup_mma(ds, k.index(current), dx, is_async=OVERLAP)
+      coming = warpgroup_mma(x, k.index(following).permute((1, 0)), zero, use_acc=False, is_async=True)
+      coming_dp = warpgroup_mma(dy, v.index(following).permute((1, 0)), zero, use_acc=False, is_async=True)
+      running = warpgroup_mma(ds, k.index(current), dx, is_async=True)
       logits = warpgroup_mma_wait(2, deps=(coming,))
       p = gl.exp2(logits * SCALE2 - lse_row[:, None])
       dp = warpgroup_mma_wait(1, deps=(coming_dp,))
@@ -129,7 +128,7 @@ def _query_gradient_stream(tiles, shared, sizes, HEADS: gl.constexpr, KV_HEADS: 
 @gluon.jit
 def attention_long_key_value_gradient(
   k_tiles, v_tiles, q_tiles, dout_tiles, lse_tiles, delta_tiles, dk_ptr, dv_ptr, length, n_items, span,
-  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
   """dk and dv, summed over the queries of all heads of a group. An item: 128 keys, 64 a warpgroup.
 
@@ -146,8 +145,8 @@ def attention_long_key_value_gradient(
   places = (dk_ptr, dv_ptr)
   gl.warp_specialize(
     [
-      (_key_value_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 0, OVERLAP)),
-      (_key_value_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 1, OVERLAP)),
+      (_key_value_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 0)),
+      (_key_value_gradient_rows, (shared, places, sizes, HEADS, KV_HEADS, 1)),
       (_key_value_gradient_stream, (tiles, shared, sizes, HEADS, KV_HEADS)),
     ],
     [4, 1],
@@ -156,9 +155,7 @@ def attention_long_key_value_gradient(
 
 
 @gluon.jit
-def _key_value_gradient_rows(
-  shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, MINE: gl.constexpr, OVERLAP: gl.constexpr
-):
+def _key_value_gradient_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, MINE: gl.constexpr):
   k, v, q, dout, lse, delta, k_full, k_empty, full, empty = shared
   dk_ptr, dv_ptr = places
   length, n_items, _ = sizes
@@ -177,7 +174,7 @@ def _key_value_gradient_rows(
     n_tiles = n_mine * (HEADS // KV_HEADS)
     mbarrier.wait(k_full.index(MINE), turn & 1)
     t, u = k.index(MINE).load(operand), v.index(MINE).load(operand)
-    mbarrier.arrive(k_empty.index(MINE), count=1)
+    give_back(k_empty.index(MINE))
     at = _skip(at, full, empty, MINE, True)
     mbarrier.wait(full.index(at % STAGES), (at // STAGES) & 1)
     current = at
@@ -192,10 +189,10 @@ def _key_value_gradient_rows(
     mbarrier.wait(full.index(at % STAGES), (at // STAGES) & 1, pred=n_tiles > 1)
     for i in range(1, n_tiles):
       now, following = current % STAGES, at % STAGES
-      coming = warpgroup_mma(t, q.index(following).permute((1, 0)), zero, use_acc=False, is_async=OVERLAP)
-      coming_dp = warpgroup_mma(u, dout.index(following).permute((1, 0)), zero, use_acc=False, is_async=OVERLAP)
-      running_dv = warpgroup_mma(p, dout.index(now), du, is_async=OVERLAP)
-      running_dk = warpgroup_mma(ds, q.index(now), dt, is_async=OVERLAP)
+      coming = warpgroup_mma(t, q.index(following).permute((1, 0)), zero, use_acc=False, is_async=True)
+      coming_dp = warpgroup_mma(u, dout.index(following).permute((1, 0)), zero, use_acc=False, is_async=True)
+      running_dv = warpgroup_mma(p, dout.index(now), du, is_async=True)
+      running_dk = warpgroup_mma(ds, q.index(now), dt, is_async=True)
       lse_column = lse.index(following).load(column)
       logits = warpgroup_mma_wait(3, deps=(coming,))
       p_wide = gl.exp2(logits * SCALE2 - lse_column[None, :])

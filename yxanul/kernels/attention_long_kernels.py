@@ -13,7 +13,13 @@ Shapes: as in `attention_long`. Rows of the matrices in memory are tokens (B T),
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+  fence_async_shared,
+  mbarrier,
+  tma,
+  warpgroup_mma,
+  warpgroup_mma_wait,
+)
 
 ROWS = gl.constexpr(64)  # tokens of a tile of queries, and rows of a warpgroup
 WIDTH = gl.constexpr(64)  # of a head
@@ -26,7 +32,7 @@ TWO, THREE, PRODUCER = gl.constexpr(240), gl.constexpr(160), gl.constexpr(24)
 @gluon.jit
 def attention_long_forward(
   q_tiles, k_tiles, v_tiles, out_ptr, lse_ptr, length, n_items, span,
-  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+  HEADS: gl.constexpr, KV_HEADS: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
   """out and lse (B H T, in powers of two). An item: 64 queries of GROUPS heads, one a warpgroup, that share keys and values."""
   q = buffers(q_tiles, GROUPS)
@@ -40,8 +46,8 @@ def attention_long_forward(
   if GROUPS == 2:
     gl.warp_specialize(
       [
-        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 2, 0, OVERLAP)),
-        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 2, 1, OVERLAP)),
+        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 2, 0)),
+        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 2, 1)),
         (_forward_stream, (q_tiles, k_tiles, v_tiles, shared, sizes, HEADS, KV_HEADS, 2)),
       ],
       [4, 1],
@@ -50,9 +56,9 @@ def attention_long_forward(
   else:
     gl.warp_specialize(
       [
-        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 0, OVERLAP)),
-        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 1, OVERLAP)),
-        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 2, OVERLAP)),
+        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 0)),
+        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 1)),
+        (_forward_rows, (shared, places, sizes, HEADS, KV_HEADS, 3, 2)),
         (_forward_stream, (q_tiles, k_tiles, v_tiles, shared, sizes, HEADS, KV_HEADS, 3)),
       ],
       [4, 4, 1],
@@ -61,10 +67,7 @@ def attention_long_forward(
 
 
 @gluon.jit
-def _forward_rows(
-  shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, GROUPS: gl.constexpr, MINE: gl.constexpr,
-  OVERLAP: gl.constexpr,
-):  # fmt: skip
+def _forward_rows(shared, places, sizes, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, GROUPS: gl.constexpr, MINE: gl.constexpr):
   q, k, v, q_full, q_empty, full, empty = shared
   out_ptr, lse_ptr = places
   length, n_items, _ = sizes
@@ -74,7 +77,7 @@ def _forward_rows(
   wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
   row: gl.constexpr = gl.SliceLayout(1, tile)
   wide_row: gl.constexpr = gl.SliceLayout(1, wide)
-  HELD: gl.constexpr = GROUPS == 2 or KEYS == 64  # queries in registers, where there is room
+  HELD: gl.constexpr = GROUPS == 2  # queries in registers, where there is room
   zero = gl.zeros([ROWS, KEYS], gl.float32, tile)
 
   step = 0
@@ -86,7 +89,7 @@ def _forward_rows(
     mbarrier.wait(q_full.index(MINE), turn & 1)
     if HELD:
       x = q.index(MINE).load(gl.DotOperandLayout(0, tile, 2))
-      mbarrier.arrive(q_empty.index(MINE), count=1)
+      give_back(q_empty.index(MINE))
     else:
       x = q.index(MINE)
     mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
@@ -103,8 +106,8 @@ def _forward_rows(
     mbarrier.wait(full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=n_tiles > 1)
     for i in range(n_tiles - 1):
       current, following, later = (step + i) % STAGES, (step + i + 1) % STAGES, step + i + 2
-      coming = warpgroup_mma(x, k.index(following).permute((1, 0)), zero, use_acc=False, is_async=OVERLAP)
-      running = warpgroup_mma(p, v.index(current), mean, is_async=OVERLAP)
+      coming = warpgroup_mma(x, k.index(following).permute((1, 0)), zero, use_acc=False, is_async=True)
+      running = warpgroup_mma(p, v.index(current), mean, is_async=True)
       logits = warpgroup_mma_wait(1, deps=(coming,))
       new_top = gl.maximum(top, gl.max(logits, 1) * SCALE2)
       p_wide = gl.exp2(logits * SCALE2 - new_top[:, None])
@@ -187,6 +190,14 @@ def store(ptr, x, token, head, HEADS: gl.constexpr):
   tokens = token + gl.arange(0, ROWS, layout=gl.SliceLayout(1, x.type.layout))
   columns = head * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, x.type.layout))
   gl.store(ptr + tokens[:, None] * (HEADS * WIDTH) + columns[None, :], x.to(ptr.dtype.element_ty))
+
+
+@gluon.jit
+def give_back(barrier):
+  # After loads into registers. An arrival does not wait for them: behind the stores of the item before they may still be on
+  # their way, while the copy engine, which keeps no order with them, already writes the next item there. The fence waits.
+  fence_async_shared()
+  mbarrier.arrive(barrier, count=1)
 
 
 @gluon.jit

@@ -98,11 +98,9 @@ def _share_cudnn() -> None:
   Its extension asks the system for libraries by name, and so do torch's own copies of them: what is loaded first serves both.
   A mixture of two versions does not import, or worse, it does.
   """
-  try:
-    found = importlib.util.find_spec('nvidia.cudnn')
-  except ModuleNotFoundError:  # there is no package 'nvidia' either
-    found = None
-  if found is None or not found.submodule_search_locations or 'CUDNN_HOME' in os.environ:
+  brings_it = any(line.startswith('nvidia-cudnn') for line in importlib.metadata.requires('torch') or ())
+  found = brings_it and importlib.util.find_spec('nvidia') and importlib.util.find_spec('nvidia.cudnn')
+  if not found or not found.submodule_search_locations or 'CUDNN_HOME' in os.environ:
     return
   home = Path(next(iter(found.submodule_search_locations)))
   for library in sorted(home.glob('lib/libcudnn*.so.*')):

@@ -17,10 +17,22 @@ CHUNK_BYTES = 256 * 2**20  # of FP32 logits
 _COMPILED_CHUNKS = 32  # 3.3 GB of FP32 logits for 131,072 tokens over 200,005 words
 
 
+def soft_capped(logits: Tensor, softcap: float) -> Tensor:
+  """softcap tanh(logits / softcap), which stays within that many nats of 0 (Gemma 2, arXiv 2408.00118); 0: the logits."""
+  return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
 def vocab_loss(
-  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, engine: str = 'chunked', z_loss: float = 0.0
+  x_NR: Tensor,
+  table_VR: Tensor,
+  targets_N: Tensor,
+  weights_N: Tensor,
+  engine: str = 'chunked',
+  z_loss: float = 0.0,
+  softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-  """sum(weights * (nll + z_loss * lse^2)) and every token's nll = lse - (x W^T)[target], in nats; lse = logsumexp(x W^T).
+  """sum(weights * (nll + z_loss * lse^2)) and every token's nll = lse - l[target], in nats; lse = logsumexp(l), where the
+  logits l are x W^T, `soft_capped`.
 
   The second term keeps the log-partition near zero (PaLM, arXiv 2204.02311). Its gradient is that of nll's lse once more,
   2 z_loss lse times, so that no engine needs another pass for it.
@@ -37,43 +49,43 @@ def vocab_loss(
     The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
   """
   if engine == 'reference':
-    nll_N, lse_N = _nll(x_NR, table_VR, targets_N)
+    nll_N, lse_N = _nll(x_NR, table_VR, targets_N, softcap)
     return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N.detach()
   if engine == 'triton':
     from yxanul.kernels import vocab_loss_triton  # Triton is there on GPUs only
 
-    return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N, z_loss)
+    return vocab_loss_triton.vocab_loss(x_NR, table_VR, targets_N, weights_N, z_loss, softcap)
   if engine == 'compiled':
-    nll_N, lse_N = _compiled_chunks(x_NR, table_VR, targets_N)
+    nll_N, lse_N = _compiled_chunks(x_NR, table_VR, targets_N, softcap)
     return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N.detach()
   assert engine == 'chunked', engine
-  return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss)
+  return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, softcap)
 
 
 def nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
   """Every token's negative log-likelihood in nats, (N,) FP32, by holding all logits: the oracle."""
-  return _nll(x_NR, table_VR, targets_N)[0]
+  return _nll(x_NR, table_VR, targets_N, 0.0)[0]
 
 
-def _nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-  logits_NV = (x_NR @ table_VR.to(x_NR.dtype).T).float()
+def _nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+  logits_NV = soft_capped((x_NR @ table_VR.to(x_NR.dtype).T).float(), softcap)
   nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')
   return nll_N, logits_NV.logsumexp(-1)
 
 
-def _compiled_chunks(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def _compiled_chunks(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
   """nll_N and lse_N. A chunk's logits are computed again backward; the table's gradient is summed in x's dtype."""
   table, chunks = table_VR.to(x_NR.dtype), zip(x_NR.chunk(_COMPILED_CHUNKS), targets_N.chunk(_COMPILED_CHUNKS), strict=True)
   run = torch.compile(_nll, dynamic=False)
   # Nothing is drawn at random, and a state kept for it could not be captured in a CUDA graph.
-  parts = [checkpoint(run, x, table, targets, use_reentrant=False, preserve_rng_state=False) for x, targets in chunks]
+  parts = [checkpoint(run, x, table, targets, softcap, use_reentrant=False, preserve_rng_state=False) for x, targets in chunks]
   nll_N, lse_N = (torch.cat(part) for part in zip(*parts, strict=True))
   return nll_N, lse_N
 
 
 class _ChunkedLoss(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss):
+  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss, softcap):
     needs_x, needs_table = ctx.needs_input_grad[:2]
     table = table_VR.to(x_NR.dtype)
     chunk = max(1, CHUNK_BYTES // (4 * table.shape[0]))
@@ -83,15 +95,18 @@ class _ChunkedLoss(torch.autograd.Function):
     for start in range(0, len(x_NR), chunk):
       part = slice(start, start + chunk)
       x_MR, target_M1 = x_NR[part], targets_N[part, None].long()
-      logits_MV = (x_MR @ table.T).float()
+      logits_MV = soft_capped((x_MR @ table.T).float(), softcap)
       lse_M = lse_N[part] = torch.logsumexp(logits_MV, -1)
       nll_N[part] = lse_M - logits_MV.gather(-1, target_M1)[:, 0]
       if not (needs_x or needs_table):
         continue
+      slope_MV = 1 - (logits_MV / softcap).square() if softcap else None
       d_MV = logits_MV.sub_(lse_M[:, None]).exp_()
       if z_loss:
         d_MV *= 1 + 2 * z_loss * lse_M[:, None]
       d_MV.scatter_add_(-1, target_M1, d_MV.new_full(target_M1.shape, -1.0))
+      if softcap:
+        d_MV *= slope_MV
       d_MV = d_MV.mul_(weights_N[part, None]).to(x_NR.dtype)
       if needs_x:
         torch.mm(d_MV, table, out=dx_NR[part])
@@ -107,6 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
     return (
       None if dx_NR is None else (dx_NR * dloss).to(dx_NR.dtype),
       None if dtable_VR is None else dtable_VR * dloss,
+      None,
       None,
       None,
       None,

@@ -12,9 +12,14 @@ the saved lse, with w_n folded into the exponent. Four products of 2 N V R opera
 allows, and no atomics: the same inputs give the same bits. The targets' term needs no logits: it is the backward pass of an
 embedding. Products take BF16 and sum in FP32; so p is rounded to BF16, relative to itself, and nothing is dropped.
 
+Soft-capped logits c tanh(l / c) have the slope 1 - tanh^2: it multiplies p in front of the second product, in both passes,
+and the target's terms. The Hopper kernels do not know it; with a cap these here run on every card.
+
 Rejected: cut-cross-entropy's filter (it drops the small gradients that training from scratch consists of), and one backward
 kernel for both gradients (its sums over the table need atomics or a second product anyway).
 """
+
+import functools
 
 import torch
 import triton
@@ -30,7 +35,7 @@ BACKWARD_TILE = (128, 128, 8, 3)
 
 
 def vocab_loss(
-  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float = 0.0
+  x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float = 0.0, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
   """sum(weights * (nll + z_loss * lse^2)) and every token's nll in nats; see `vocab_loss.vocab_loss`.
 
@@ -41,22 +46,22 @@ def vocab_loss(
     weights_N: FP32, at least 0.
   """
   assert x_NR.dtype == torch.bfloat16 or not x_NR.is_cuda, x_NR.dtype
-  return _Loss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, torch.is_grad_enabled())
+  return _Loss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, softcap, torch.is_grad_enabled())
 
 
 class _Loss(torch.autograd.Function):
   @staticmethod
-  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss, differentiable):
+  def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss, softcap, differentiable):
     x_NR, table = x_NR.contiguous(), table_VR.to(x_NR.dtype)
     needs_x, needs_table = (differentiable and needed for needed in ctx.needs_input_grad[:2])
-    kernel = _hopper().forward if _on_hopper(x_NR) else forward
+    kernel = functools.partial(forward, softcap=softcap) if softcap or not _on_hopper(x_NR) else _hopper().forward
     nll_N, bias_N, dx_NR = kernel(x_NR, table, targets_N, weights_N, with_gradient=needs_x or needs_table)
     penalty_N = 0.0
     if z_loss:
-      penalty_N = _add_z_loss(z_loss, x_NR, table, targets_N, weights_N, nll_N, bias_N, dx_NR)
+      penalty_N = _add_z_loss(z_loss, softcap, x_NR, table, targets_N, weights_N, nll_N, bias_N, dx_NR)
     if needs_x or needs_table:
       ctx.save_for_backward(x_NR, table, targets_N, weights_N, bias_N, dx_NR)
-    ctx.table_dtype = table_VR.dtype
+    ctx.table_dtype, ctx.softcap = table_VR.dtype, softcap
     ctx.mark_non_differentiable(nll_N)
     return (weights_N * (nll_N + penalty_N)).sum(), nll_N
 
@@ -65,25 +70,38 @@ class _Loss(torch.autograd.Function):
     x_NR, table, targets_N, weights_N, bias_N, dx_NR = ctx.saved_tensors
     dx = (dx_NR * dloss).to(dx_NR.dtype) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
-      return dx, None, None, None, None, None
-    hits_NR = x_NR.float() * (-dloss * weights_N)[:, None]
+      return dx, None, None, None, None, None, None
+    softcap, hits_N = ctx.softcap, -dloss * weights_N
+    if softcap:
+      hits_N = hits_N * _of_targets(x_NR, table[targets_N].float(), softcap)[1]
+    hits_NR = x_NR.float() * hits_N[:, None]
     dtable_VR = torch.ops.aten.embedding_dense_backward(hits_NR, targets_N.long(), len(table), -1, False)
-    kernel = _hopper().table_gradient if _on_hopper(x_NR) else table_gradient
+    kernel = functools.partial(table_gradient, softcap=softcap) if softcap or not _on_hopper(x_NR) else _hopper().table_gradient
     kernel(x_NR, table, bias_N, dloss, dtable_VR)
-    return dx, dtable_VR.to(ctx.table_dtype), None, None, None, None
+    return dx, dtable_VR.to(ctx.table_dtype), None, None, None, None, None
 
 
-def _add_z_loss(z_loss: float, x_NR, table_VR, targets_N, weights_N, nll_N, bias_N, dx_NR) -> Tensor:
+def _of_targets(x_NR: Tensor, target_NR: Tensor, softcap: float) -> tuple[Tensor, Tensor | float]:
+  """Every token's logit of its target, soft-capped, and the slope of the cap there; FP32."""
+  logit_N = (x_NR.float() * target_NR).sum(-1)
+  if not softcap:
+    return logit_N, 1.0
+  tanh_N = torch.tanh(logit_N / softcap)
+  return softcap * tanh_N, 1 - tanh_N.square()
+
+
+def _add_z_loss(z_loss: float, softcap: float, x_NR, table_VR, targets_N, weights_N, nll_N, bias_N, dx_NR) -> Tensor:
   """z_loss * lse^2 of every token; `bias` and `dx` become those of the loss with it, in place.
 
   The softmax's part of both gradients is multiplied by 1 + 2 z_loss lse, the target's stays.
   """
   target_NR = table_VR[targets_N].float()
-  lse_N = nll_N + (x_NR.float() * target_NR).sum(-1)
+  logit_N, slope_N = _of_targets(x_NR, target_NR, softcap)
+  lse_N = nll_N + logit_N
   more_N = 2 * z_loss * lse_N
   bias_N.add_(torch.log1p(more_N))
   # dx is w (softmax T - target): w softmax T is dx with the target put back.
-  dx_NR.copy_(dx_NR + more_N[:, None] * (dx_NR + weights_N[:, None] * target_NR))
+  dx_NR.copy_(dx_NR + more_N[:, None] * (dx_NR + (weights_N * slope_N)[:, None] * target_NR))
   return z_loss * lse_N.square()
 
 
@@ -99,7 +117,7 @@ def _hopper():
   return vocab_loss_hopper
 
 
-def forward(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, with_gradient: bool):
+def forward(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor, with_gradient: bool, softcap: float = 0.0):
   """nll_N; log(weight) - lse (N,) FP32 and dx_NR, BF16, for a loss whose own gradient is 1 (unset without gradient)."""
   (n_tokens, rank), n_vocab = x_NR.shape, len(table_VR)
   block_n, block_v, warps, stages = FORWARD_TILE
@@ -108,27 +126,29 @@ def forward(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, weights_N: Tensor
   table_tiles = TensorDescriptor.from_tensor(table_VR, [block_v, rank])
   _forward_kernel[(triton.cdiv(n_tokens, block_n),)](
     x_tiles, table_tiles, table_VR, targets_N, weights_N, nll_N, bias_N, dx_NR, n_tokens, n_vocab,
-    rank, block_n, block_v, with_gradient, num_warps=warps, num_stages=stages,
+    rank, block_n, block_v, with_gradient, softcap, num_warps=warps, num_stages=stages,
   )  # fmt: skip
   return nll_N, bias_N, dx_NR
 
 
-def table_gradient(x_NR: Tensor, table_VR: Tensor, bias_N: Tensor, dloss: Tensor, dtable_VR: Tensor) -> None:
-  """Adds dloss * sum_n exp(x_n . t_v + bias_n) x_n to `dtable_VR` (FP32), in place."""
+def table_gradient(
+  x_NR: Tensor, table_VR: Tensor, bias_N: Tensor, dloss: Tensor, dtable_VR: Tensor, softcap: float = 0.0
+) -> None:
+  """Adds dloss * sum_n exp(l_nv + bias_n) x_n, times the slope of the cap, to `dtable_VR` (FP32), in place."""
   (n_tokens, rank), n_vocab = x_NR.shape, len(table_VR)
   block_n, block_v, warps, stages = BACKWARD_TILE
   x_tiles = TensorDescriptor.from_tensor(x_NR, [block_n, rank])
   table_tiles = TensorDescriptor.from_tensor(table_VR, [block_v, rank])
   _table_gradient_kernel[(triton.cdiv(n_vocab, block_v),)](
     x_tiles, table_tiles, bias_N, dloss, dtable_VR, n_tokens, n_vocab,
-    rank, block_n, block_v, num_warps=warps, num_stages=stages,
+    rank, block_n, block_v, softcap, num_warps=warps, num_stages=stages,
   )  # fmt: skip
 
 
 @triton.jit
 def _forward_kernel(
   x_tiles, table_tiles, table_ptr, targets_ptr, weights_ptr, nll_ptr, bias_ptr, dx_ptr, n_tokens, n_vocab,
-  RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+  RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, WITH_GRADIENT: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
   start = tl.program_id(0) * BLOCK_N
   x = x_tiles.load([start, 0])
@@ -138,12 +158,14 @@ def _forward_kernel(
   whole = n_vocab // BLOCK_V * BLOCK_V
   for v in range(0, whole, BLOCK_V):
     t = table_tiles.load([v, 0])
-    top, total, mean = _online_softmax(tl.dot(x, t.T), t, top, total, mean, WITH_GRADIENT)
+    logits, slope = _capped(tl.dot(x, t.T), CAP)
+    top, total, mean = _online_softmax(logits, slope, t, top, total, mean, WITH_GRADIENT)
   if whole < n_vocab:
     t = table_tiles.load([whole, 0])
     inside = whole + tl.arange(0, BLOCK_V) < n_vocab
-    logits = tl.where(inside[None, :], tl.dot(x, t.T), float('-inf'))
-    top, total, mean = _online_softmax(logits, t, top, total, mean, WITH_GRADIENT)
+    logits, slope = _capped(tl.dot(x, t.T), CAP)
+    logits = tl.where(inside[None, :], logits, float('-inf'))
+    top, total, mean = _online_softmax(logits, slope, t, top, total, mean, WITH_GRADIENT)
 
   tokens = start + tl.arange(0, BLOCK_N)
   columns = tl.arange(0, RANK)
@@ -151,29 +173,42 @@ def _forward_kernel(
   lse = (top + tl.log2(total)) * LN2
   target = tl.load(targets_ptr + tokens, inside, 0).to(tl.int64)
   t_target = tl.load(table_ptr + target[:, None] * RANK + columns[None, :]).to(tl.float32)
-  tl.store(nll_ptr + tokens, lse - tl.sum(x.to(tl.float32) * t_target, 1), inside)
+  logit, slope = _capped(tl.sum(x.to(tl.float32) * t_target, 1), CAP)
+  tl.store(nll_ptr + tokens, lse - logit, inside)
   if WITH_GRADIENT:
     weight = tl.load(weights_ptr + tokens, inside, 0.0)
     tl.store(bias_ptr + tokens, tl.log(weight) - lse, inside)
-    dx = (mean / total[:, None] - t_target) * weight[:, None]
+    dx = (mean / total[:, None] - slope[:, None] * t_target) * weight[:, None]
     tl.store(dx_ptr + tokens[:, None] * RANK + columns[None, :], dx.to(dx_ptr.dtype.element_ty), inside[:, None])
 
 
 @triton.jit
-def _online_softmax(logits, t, top, total, mean, WITH_GRADIENT: tl.constexpr):
+def _capped(logits, CAP: tl.constexpr):
+  """CAP tanh(logits / CAP), and its slope; without a cap the logits and ones, which the compiler multiplies away."""
+  slope = tl.full(logits.shape, 1.0, tl.float32)
+  if CAP > 0:
+    # tanh u = 1 - 2 / (1 + exp 2u): right at both infinities.
+    tanh = 1 - 2 / (1 + tl.exp2(logits * (2 * LOG2E / CAP)))
+    slope = 1 - tanh * tanh
+    logits = CAP * tanh
+  return logits, slope
+
+
+@triton.jit
+def _online_softmax(logits, slope, t, top, total, mean, WITH_GRADIENT: tl.constexpr):
   new_top = tl.maximum(top, tl.max(logits, 1) * LOG2E)
   p = tl.exp2(logits * LOG2E - new_top[:, None])
   shrink = tl.exp2(top - new_top)
   total = total * shrink + tl.sum(p, 1)
   if WITH_GRADIENT:
-    mean = tl.dot(p.to(t.dtype), t, mean * shrink[:, None])
+    mean = tl.dot((p * slope).to(t.dtype), t, mean * shrink[:, None])
   return new_top, total, mean
 
 
 @triton.jit
 def _table_gradient_kernel(
   x_tiles, table_tiles, bias_ptr, dloss_ptr, dtable_ptr, n_tokens, n_vocab,
-  RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+  RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
   start = tl.program_id(0) * BLOCK_V
   t = table_tiles.load([start, 0])
@@ -182,7 +217,8 @@ def _table_gradient_kernel(
     x = x_tiles.load([n, 0])
     tokens = n + tl.arange(0, BLOCK_N)
     bias = tl.load(bias_ptr + tokens, tokens < n_tokens, float('-inf'))
-    p = tl.exp2((tl.dot(t, x.T) + bias[None, :]) * LOG2E)
+    logits, slope = _capped(tl.dot(t, x.T), CAP)
+    p = tl.exp2((logits + bias[None, :]) * LOG2E) * slope
     total = tl.dot(p.to(x.dtype), x, total)
   entries = start + tl.arange(0, BLOCK_V)
   places = dtable_ptr + entries[:, None] * RANK + tl.arange(0, RANK)[None, :]

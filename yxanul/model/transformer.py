@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from yxanul.config.model_spec import ModelSpec
 from yxanul.kernels import attention
 from yxanul.kernels.linear import Linears, normalize
+from yxanul.kernels.vocab_loss import soft_capped
 
 Params = dict[str, Tensor]
 Layers = Callable[[Params], Iterable[Params]]
@@ -145,7 +146,11 @@ def head_input(params: Params, x_BTD: Tensor, spec: ModelSpec) -> Tensor:
   return x_BTD @ params['embedding.projection'].to(x_BTD.dtype).T if spec.embedding_rank else x_BTD
 
 
+def logits(params: Params, x_NR: Tensor, spec: ModelSpec) -> Tensor:
+  """What the table makes of its input, (..., R) to (..., V), soft-capped where the spec says so; x's dtype."""
+  return soft_capped(x_NR @ params['embedding.table'].to(x_NR.dtype).T, spec.logit_softcap)
+
+
 def apply(params: Params, tokens_BT: Tensor, spec: ModelSpec, numerics: Numerics, mask_B1TT: Tensor | None = None) -> Tensor:
   """Logits of the next token, (B, T, V) in the numerics' dtype."""
-  x_BTR = head_input(params, hidden(params, tokens_BT, spec, numerics, mask_B1TT), spec)
-  return x_BTR @ params['embedding.table'].to(x_BTR.dtype).T
+  return logits(params, head_input(params, hidden(params, tokens_BT, spec, numerics, mask_B1TT), spec), spec)

@@ -66,6 +66,12 @@ TREND: Columns = (
   ('strong', 'against the better\nstrong baseline', _times),
 )
 _LEFT = {'saving', 'says', 'name', 'against', 'claim', 'how'}
+_FOUND = {'factors': ('alone', 'in_stack'), 'goals': ('factor',), 'parts': ('found',), 'trend': ('baseline', 'strong')}
+
+
+def _says_something(result: Row, key: str) -> bool:
+  """Whether any row of a table was measured; a few runs alone leave most of them open."""
+  return key not in _FOUND or any(row[column] is not None for row in result[key] for column in _FOUND[key])
 
 
 def command_line_tables(result: Row) -> list[Table]:
@@ -80,6 +86,7 @@ def command_line_tables(result: Row) -> list[Table]:
       ('parts', PARTS, 'Claims about parts'),
       ('trend', TREND, 'Over budgets'),
     )
+    if _says_something(result, key)
   ]
 
 
@@ -112,6 +119,7 @@ def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder
         'rows': [[write(row[column]) for column, _, write in columns] for row in result[key]],
       }
       for title, key, columns in sections
+      if _says_something(result, key)
     ],
     panels=drawn,
   )

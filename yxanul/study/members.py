@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from yxanul.config.convert import differences, to_dict
+from yxanul.config.convert import deciding, differences, differing_fields, to_dict
 from yxanul.config.spec import ExperimentSpec, TokenizerSpec
 from yxanul.config.status import EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -160,10 +160,14 @@ def train(
     for member in members:
       apart.check()
       folder = run_folder(workdir, seconds, member, seed)
-      if (folder / 'result.json').exists():
-        tell(f'{member.name}, seed {seed}: finished before')
-        continue
       spec = dataclasses.replace(member.spec, seed=seed)
+      if (folder / 'result.json').exists():
+        others = _other_values(spec, folder, seconds)
+        if others:
+          yield f'{member.name}, seed {seed}: finished before with other values ({"; ".join(others)}); wants another workdir'
+        else:
+          tell(f'{member.name}, seed {seed}: finished before')
+        continue
       try:
         if seconds:
           budget = max(1, round(seconds * speed(member, workdir, apart, tell)))
@@ -175,6 +179,21 @@ def train(
       tell(f'{member.name}, seed {seed}: {goes_on} with {spec.curriculum.budget_tokens:,} tokens in {folder}')
       status = apart.call(run, spec, folder)
       yield None if status in (0, EXIT_UNSAVED) else f'{member.name}, seed {seed}: ended with status {status}'
+
+
+def _other_values(spec: ExperimentSpec, folder: Path, seconds: float) -> list[str]:
+  """The fields in which the finished run in `folder` was not `spec`.
+
+  Where its text lay does not matter, so that a record may be gone on with: whether it was the same is seen by its bytes
+  when the next member is timed. Nor does the budget where it came from the clock.
+  """
+
+  def values(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in deciding(config).items() if name != 'data'}
+    return kept | {'curriculum': {**kept['curriculum'], **({'budget_tokens': None} if seconds else {})}}
+
+  saved, asked = json.loads((folder / 'config.json').read_text()), json.loads(json.dumps(to_dict(spec)))
+  return differing_fields(values(saved), values(asked))
 
 
 def finished(workdir: Path, seconds: float) -> dict[str, dict[int, RunFiles]]:
