@@ -41,10 +41,15 @@ def _wait(torchrun: subprocess.Popen, ready: Callable[[], bool]) -> None:
       tiny.finish(torchrun, timeout=0)
 
 
+def _is_saved(workdir: Path) -> bool:
+  """There is a checkpoint. Before, a run that is killed starts anew, as it should."""
+  return any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*'))
+
+
 def _signal_one(rng: random.Random, torchrun: subprocess.Popen, workdir: Path, number: int, most_lines: int) -> int:
   """To any process, at a moment in the next `most_lines` of the log; returns its rank once both are gone."""
   lines = _lines(workdir) + rng.randint(1, most_lines)
-  _wait(torchrun, lambda: _lines(workdir) >= lines)
+  _wait(torchrun, lambda: _lines(workdir) >= lines and _is_saved(workdir))
   time.sleep(rng.random() * 0.05)
   assert torchrun.poll() is None, tiny.finish(torchrun)[2]
   rank, workers = rng.randrange(2), _workers(torchrun)
