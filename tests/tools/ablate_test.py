@@ -64,6 +64,17 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
     assert text in page, text
 
 
+def test_what_finished_before_a_field_was_there_had_its_default(command):
+  workdir, arguments = command
+  path = workdir / '0.4s' / 'ultra' / 'seed0' / 'config.json'
+  config = json.loads(path.read_text())
+  del config['model']['logit_softcap']
+  path.write_text(json.dumps(config))
+  status, output, errors = tiny.finish(start(*arguments, '--only=ultra'))
+  assert status == 0, errors
+  assert 'ultra, seed 0: finished before' in output
+
+
 def test_what_finished_with_other_values_is_not_taken_for_it(command):
   _, arguments = command
   status, _, errors = tiny.finish(start(*arguments, '--only=ultra', '--config.optimizer.peak_lr=1e-5'))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from yxanul.config.convert import deciding, differences, differing_fields, to_dict
+from yxanul.config.convert import deciding, differences, differing_fields, from_saved, to_dict
 from yxanul.config.spec import ExperimentSpec, TokenizerSpec
 from yxanul.config.status import EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -192,8 +192,8 @@ def _other_values(spec: ExperimentSpec, folder: Path, seconds: float) -> list[st
     kept = {name: value for name, value in deciding(config).items() if name != 'data'}
     return kept | {'curriculum': {**kept['curriculum'], **({'budget_tokens': None} if seconds else {})}}
 
-  saved, asked = json.loads((folder / 'config.json').read_text()), json.loads(json.dumps(to_dict(spec)))
-  return differing_fields(values(saved), values(asked))
+  saved = from_saved(json.loads((folder / 'config.json').read_text()))
+  return differing_fields(values(to_dict(saved)), values(to_dict(spec)))
 
 
 def finished(workdir: Path, seconds: float) -> dict[str, dict[int, RunFiles]]:
