@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from tests import tiny
 
@@ -82,7 +84,17 @@ def remount(folder: str, options: str) -> None:
 
 
 def fill(folder: str) -> None:
-  with contextlib.suppress(OSError), Path(folder, 'ballast').open('wb', buffering=0) as file:
+  """In the middle of a save, if one is under way, and once more when it has ended: broken or not, it made room again."""
+  with Path(folder, 'ballast').open('wb', buffering=0) as file:
+    _write_until_full(file)
+    for thread in threading.enumerate():
+      if thread.name == 'checkpoint':
+        thread.join()
+    _write_until_full(file)
+
+
+def _write_until_full(file: BinaryIO) -> None:
+  with contextlib.suppress(OSError):
     while True:
       file.write(bytes(1 << 12))
 
