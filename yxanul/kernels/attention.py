@@ -6,7 +6,7 @@ Shapes: B rows, T length, H query heads, K key/value heads, C head width, O widt
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -59,8 +59,6 @@ _BACKENDS = {
 # suspect of an illegal memory access over rows of 8 to 192; up to 256 the short kernel is the faster anyway.
 CUDNN_SHORTEST = 512
 LONG = 512  # rows from here on are `grouped`'s; what is shorter is one tile or two
-_TRIAL_TOKENS = 131_072
-_HEAD_START_CYCLES = 10_000_000  # some 5 ms
 
 
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None, engine: str = 'sdpa') -> Tensor:
@@ -183,35 +181,3 @@ def supports_long(seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, de
     return False
   capability = torch.cuda.get_device_capability(device)
   return seq_len >= LONG and attention_long.supports(seq_len, n_heads, n_kv_heads, head_dim, capability)
-
-
-def fastest(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torch.device, trials: int = 5) -> dict[str, float]:
-  """Measured milliseconds, forward and backward, of each engine that runs rows of `seq_len`, the fastest first.
-
-  131,072 tokens of random BF16 stand for the batch, and the device is kept busy until all is launched: in a captured step no
-  engine's time is that of its launches either.
-  """
-  rows = max(1, _TRIAL_TOKENS // seq_len)
-  qkv_BTO = torch.randn(rows, seq_len, model.d_qkv, dtype=torch.bfloat16, device=device, requires_grad=True)
-  tables = rope_tables(seq_len, model.head_dim, model.rope_theta, device) if model.position == 'rope' else None
-  taken = {}
-  for engine in engines:
-    try:
-      times = [_milliseconds(qkv_BTO, model, tables, engine) for _ in range(trials + 1)]
-    except torch.AcceleratorError:  # the device is lost: whatever ran next would fail for a reason that is not its own
-      raise
-    except Exception:  # each backend and Triton's compiler raise their own kinds for a shape that they do not take
-      continue
-    taken[engine] = sorted(times[1:])[trials // 2]
-  return dict(sorted(taken.items(), key=lambda item: item[1]))
-
-
-def _milliseconds(qkv_BTO: Tensor, model: ModelSpec, tables, engine: str) -> float:
-  start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-  torch.cuda._sleep(_HEAD_START_CYCLES)
-  start.record()
-  out = packed_attention(qkv_BTO, model, tables, None, engine, fused=True)
-  torch.autograd.grad(out, qkv_BTO, torch.ones_like(out))
-  end.record()
-  end.synchronize()
-  return start.elapsed_time(end)

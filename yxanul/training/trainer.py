@@ -12,7 +12,7 @@ import torch
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import Loader, Stream
 from yxanul.data.prepare import Prepared
-from yxanul.kernels import attention, fp8
+from yxanul.kernels import attention, attention_choice, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.build import build
 from yxanul.planning import memory
@@ -205,16 +205,13 @@ class Trainer:
     tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on; {whole} should go through whole')
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
-    asked = ('flash', 'cudnn', *(['flash_attn'] if self._capabilities.has('flash_attn') else []), 'sdpa')
-    candidates = list(dict.fromkeys(attention.runs(engine, stage.spec.seq_len) for engine in asked))
-    if attention.supports_short(stage.spec.seq_len, self.spec.model.head_dim, self.device):
-      candidates.append('short')
-    model = self.spec.model
-    if attention.supports_long(stage.spec.seq_len, model.n_heads, model.n_kv_heads, model.head_dim, self.device):
-      candidates.append('grouped')
-    taken = attention.fastest(self.spec.model, stage.spec.seq_len, candidates, self.device)
+    model, seq_len = self.spec.model, stage.spec.seq_len
+    engines = attention_choice.candidates(model, seq_len, self._capabilities, self.device)
+    taken, off = attention_choice.attempt(model, seq_len, engines, self.device)
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
-    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
+    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {seq_len}: {times or "nothing ran"}')
+    for engine, difference in off.items():
+      tell(f'stage {stage.number}: attention {engine} is left out, as it is off by {difference:.2g} here; wants to be reported')
     return next(iter(taken), self._attention[stage.index])
 
   def _first_tokens(self, stage: Stage) -> torch.Tensor:
