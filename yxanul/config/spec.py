@@ -298,6 +298,7 @@ class EvaluationSpec:
   seq_len: int = 2048
   batch_size: int = 16
   every_share: float = 0.05  # of the token budget, besides the end of each stage
+  first_share: float = 0.0  # before the first of those: here, at twice this share, four times, ...; 0: no
   max_tokens: int = 10_000_000  # of the held-out text, from its start
   max_bytes: int = 0  # of its text besides: the same documents whatever the tokenizer; 0: no such limit
   xz_mark: bool = False  # also tell what `xz -9e` needs for the held-out text (small corpora only: it holds both texts)
@@ -306,7 +307,14 @@ class EvaluationSpec:
     for name in ('seq_len', 'batch_size', 'max_tokens'):
       require(getattr(self, name) >= 1, f'evaluation.{name}', getattr(self, name), 'at least 1')
     require(self.max_bytes >= 0, 'evaluation.max_bytes', self.max_bytes, 'a positive number of bytes, or 0 for no limit')
-    require(0 < self.every_share <= 1, 'evaluation.every_share', self.every_share, 'more than 0 and at most 1')
+    require(1e-4 <= self.every_share <= 1, 'evaluation.every_share', self.every_share, 'a share between 0.0001 and 1')
+    require(0 <= self.first_share <= 1, 'evaluation.first_share', self.first_share, 'a share between 0 and 1')
+
+  def shares(self) -> list[float]:
+    """Of the token budget: where held-out text is scored besides the ends of stages, ascending."""
+    early = [self.first_share * 2**i for i in range(64)] if self.first_share else []
+    regular = [i * self.every_share for i in range(1, int(1 / self.every_share) + 1)]
+    return [share for share in early if share < self.every_share] + regular
 
 
 @dataclasses.dataclass(frozen=True)

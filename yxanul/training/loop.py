@@ -7,6 +7,7 @@ Several processes come to the same boundaries: what follows from the metrics and
 a reason of its own, a signal or the first one's clock, asks through the step, and all read that with the step's metrics.
 """
 
+import bisect
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
@@ -120,6 +121,7 @@ class _Loop:
     self.clocks = Clocks(progress)
     self.queue = MetricsQueue(run.device)
     self.gauge = GpuGauge(run.device)
+    self.marks = [share * run.spec.curriculum.budget_tokens for share in run.spec.evaluation.shares()]
     self.attempted_at = time.perf_counter()  # to save
     self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
     self.is_untried = False  # no step was taken since a rollback
@@ -222,9 +224,9 @@ class _Loop:
     """What comes next, and what the GPU is doing."""
     run, tokens = self.run, self.progress.tokens
     stage_end = next((stage.end_tokens for stage in run.curriculum.stages if stage.end_tokens > tokens), tokens)
-    portion = run.spec.evaluation.every_share * run.spec.curriculum.budget_tokens
+    mark = next((mark for mark in self.marks if mark > tokens), stage_end)
     return {
-      'evaluation_tokens': min(stage_end, (tokens // portion + 1) * portion),
+      'evaluation_tokens': min(stage_end, mark),
       'checkpoint_seconds': self._save_every() - (time.perf_counter() - self.attempted_at),
       **self.gauge(),
     }
@@ -315,13 +317,13 @@ class _Loop:
     progress.skipped_in_row, self.is_untried = 0, True
 
   def _evaluation_due(self) -> bool:
-    """After the last step of a stage, and whenever another `every_share` of the budget is consumed."""
+    """After the last step of a stage, and whenever another of the marks is passed."""
     progress = self.progress
     if progress.evaluated_step == progress.step or progress.step == 0:
       return False
     stage = self.run.curriculum.lookup(progress.tokens - 1)
-    portion = self.run.spec.evaluation.every_share * self.run.spec.curriculum.budget_tokens
-    crossed = progress.tokens // portion > (progress.tokens - stage.spec.tokens_per_step) // portion
+    before = progress.tokens - stage.spec.tokens_per_step
+    crossed = bisect.bisect(self.marks, progress.tokens) > bisect.bisect(self.marks, before)
     return crossed or progress.step == stage.start_step + stage.n_steps
 
   def _evaluate(self, state: TrainState) -> None:
