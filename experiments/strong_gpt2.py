@@ -4,8 +4,8 @@ Command:  python -m yxanul.main --config=experiments/strong_gpt2.py:source=PATH
 Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where the memory is small
 Expected: not yet run to its end; records/ holds what was measured.
 
-What the savings have to beat besides the mission's own baseline. Its learning rate is a rule of thumb until a record says that
-it was tuned. Variants: `lr`, `rows`, `source`, `budget_tokens`.
+What the savings have to beat besides the mission's own baseline. Its learning rate is a rule of thumb: `tools.ablate --rates`
+tunes it. Variants: `lr`, `rows`, `source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict

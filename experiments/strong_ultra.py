@@ -5,7 +5,7 @@ Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where t
 Expected: not yet run to its end; records/ holds what was measured.
 
 What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. Its learning rate is a rule of
-thumb until a record says that it was tuned. Variants: `lr`, `rows`, `gpu`, `source`, `budget_tokens`.
+thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `gpu`, `source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict

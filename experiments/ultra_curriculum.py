@@ -7,6 +7,7 @@ Expected: not yet run; records/ holds what was measured.
 Variants: `shape`:
 - `ten`: the mission's ten stages, as in ultra;
 - `constant`: rows of 2048 from the first step to the last;
+- `from32`: ultra's without lengths 8 and 16, whose steps go to 32;
 - `late`: four stages, the shortest 256;
 - `timeline`: ultra's ten, with the tokens of the mission's phases, evenly within a phase;
 - `window`: rows of 2048 throughout, in which attention reaches back over ultra's lengths, for ultra's shares of the tokens;
@@ -42,6 +43,12 @@ def constant(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
   return (last,)
 
 
+def from32(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
+  stages = tuple(stage for stage in ten if stage.seq_len >= 32)
+  stages[0].step_share_start = 0.0
+  return stages
+
+
 def late(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
   multiple = ten[-1].batch_size / ten[-1].reference_batch_size
   stages = (
@@ -69,7 +76,14 @@ def window(ten: tuple[ConfigDict, ...]) -> tuple[ConfigDict, ...]:
   return _start_by_tokens(ten, tokens)
 
 
-SHAPES = {'ten': lambda ten: ten, 'constant': constant, 'late': late, 'timeline': timeline, 'window': window}
+SHAPES = {
+  'ten': lambda ten: ten,
+  'constant': constant,
+  'from32': from32,
+  'late': late,
+  'timeline': timeline,
+  'window': window,
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -56,7 +56,7 @@ def test_windows_are_ultras_lengths_for_ultras_tokens():
   assert token_shares(by_window) == pytest.approx(token_shares(ten))
 
 
-@pytest.mark.parametrize('shape', ['ten', 'constant', 'late', 'timeline', 'window'])
+@pytest.mark.parametrize('shape', ['ten', 'constant', 'from32', 'late', 'timeline', 'window'])
 def test_every_shape_runs_without_rate_scales(shape):
   with_scale, without = stages(f'shape={shape}'), stages(f'shape={shape},lr_scale=false')
   assert {s.lr_scale for s in without} == {1.0}

@@ -63,13 +63,36 @@ def test_factors_alone_and_in_the_stack_their_product_and_the_total():
     superbpe=1.6, fp8=2.0, curriculum=3.0, fused=1.2, batch=1.3
   ) | {'product': 15.0, 'measured together': 15.0}
   assert {name: row['says'] for name, row in rows.items() if row['says']} == {
-    'superbpe': 'reaches the claim alone and in the stack',
-    'fp8': 'helps alone and in the stack, by less than claimed',
-    'curriculum': 'gives nothing',
-    'fused': 'reaches the claim alone and in the stack',
-    'batch': 'helps alone, by less than claimed',
-    'measured together': 'falls short of the claim',
+    'superbpe': 'reaches the claim, alone and in the stack',
+    'fp8': 'helps, by less than claimed, alone and in the stack',
+    'curriculum': 'gives nothing, alone and in the stack',
+    'fused': 'reaches the claim, alone and in the stack',
+    'batch': 'helps, by less than claimed alone; gives nothing in the stack',
+    'measured together': 'helps, by less than claimed',
   }
+
+
+def seeds(*factors, name='ultra'):
+  return {name: {seed: at_speed(factor) for seed, factor in enumerate(factors)}}
+
+
+def test_what_the_interval_does_not_decide_is_not_decided():
+  """Two seeds at 10 and 30 times are 17 in the middle, and anything between 0.02 and 18,000."""
+  base = seeds(1.0, 1.0, 1.0, name='baseline_gpt2')
+
+  def says(*factors):
+    runs = base | seeds(*factors)
+    total = {row['saving']: row for row in ablation.factor_rows(runs, 'ultra')}['measured together']['says']
+    return total, ablation.goal_rows({16: runs}, 16, 'ultra')[0]['says'].partition('; ')[2]
+
+  assert says(10.0, 30.0) == (
+    'may reach the claim: the interval includes it',
+    'the goal of 15 is open: the interval includes it',
+  )
+  assert says(20.0, 20.1, 20.2) == ('reaches the claim', 'the goal of 15 is met')
+  assert says(5.0, 5.1, 5.2) == ('helps, by less than claimed', 'the goal of 15 is missed')
+  assert says(1.1, 0.9, 1.0) == ('may help, by less than claimed', 'the goal of 15 is missed')
+  assert says(20.0) == ('reaches the claim', 'the goal of 15 is met (one seed)')
 
 
 def test_what_is_not_measured_is_not_guessed():
@@ -93,16 +116,21 @@ def test_rows_reach_the_baselines_final_figure_or_say_nothing():
 
 def test_goals_are_for_the_baseline_and_the_better_strong_one():
   better = run([t / 3 for t in TIMES], [y - 0.01 for y in BPB], tokens_per_second=300)
-  rows = {row['against']: row for row in ablation.goal_rows(WHOLE | {'strong_gpt2': {0: better}}, 'ultra')}
+  runs = WHOLE | {'strong_gpt2': {0: better}}
+  rows = {row['against']: row for row in ablation.goal_rows({16: runs}, 16, 'ultra')}
   assert {name: row['goal'] for name, row in rows.items()} == {'baseline_gpt2': 15.0, 'strong_gpt2': 3.0, 'strong_ultra': None}
-  assert rows['baseline_gpt2']['says'] == '4.00 times as fast to equal quality: the goal of 15 is missed'
-  assert 'the goal of 3 is missed' in rows['strong_gpt2']['says']
-  assert rows['strong_ultra']['says'] == '2.00 times as fast to equal quality'
+  assert rows['baseline_gpt2']['says'] == (
+    '4.00 times as soon where that one ends after 16 s, in its run of 16 s; the goal of 15 is missed (one seed)'
+  )
+  # The better one ends where ultra never was, however close: that is no factor.
+  assert rows['strong_gpt2']['says'] == (
+    'not reached: its end after 16 s is 0.0100 bits per byte above; the goal of 3 is missed'
+  )
+  assert rows['strong_gpt2']['measured']['factor'] is None
+  assert rows['strong_ultra']['says'] == '2.00 times as soon where that one ends after 16 s, in its run of 16 s'
   # A variant of a strong baseline, such as another rate, is one too: the best of them is the one to beat.
   tuned = {'strong_ultra-lr=2e-3': {0: run([t / 3 for t in TIMES], [y - 0.02 for y in BPB], tokens_per_second=300)}}
   assert ablation.best_strong(WHOLE | tuned) == 'strong_ultra-lr=2e-3'
-  fast = {'ultra': {0: at_speed(20.0)}}
-  assert ablation.goal_rows(WHOLE | fast, 'ultra')[0]['says'].endswith('the goal of 15 is met')
 
 
 def test_seeds_are_paired_and_their_spread_is_told():
@@ -115,20 +143,59 @@ def test_seeds_are_paired_and_their_spread_is_told():
   assert found['low'] < 2 < 8 < found['high']
 
 
-def test_the_trend_takes_the_experiments_longest_run_that_is_no_longer():
+def test_of_the_experiments_runs_the_one_that_comes_there_first_counts():
+  """Each was annealed to its own end: the short one is there after 2 s, the long one passes it after 4, one never comes."""
+  short, long = run([0.5, 1, 2], [3.0, 2.5, 1.99]), run([1, 4, 8], [3.0, 2.0, 1.8])
+  poor = run([0.25, 0.5], [4.0, 2.2])
+  by_budget = {
+    16: {'baseline_gpt2': {0: at_speed(1.0)}, 'ultra': {0: long}},
+    2: {'ultra': {0: short}},
+    0.5: {'ultra': {0: poor}},
+  }
+  found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
+  assert found['own_seconds'] == 2
+  assert found['factor'] == pytest.approx(16 / (1 + 0.5 / 0.51))
+  # What more seeds have is believed before what one has.
+  by_budget[16] = {'baseline_gpt2': {0: at_speed(1.0), 1: at_speed(1.0)}, 'ultra': {0: long, 1: long}}
+  found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
+  assert (found['own_seconds'], found['n'], found['factor']) == (16, 2, pytest.approx(4.0))
+  del by_budget[16]['ultra'], by_budget[2]
+  found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
+  assert (found['factor'], found['own_seconds'], found['short']) == (None, 0.5, pytest.approx(0.2))
+  assert ablation.headline(by_budget, 0.5, 'baseline_gpt2', 'ultra') is None
+
+
+def test_the_trend_is_over_the_baselines_budgets():
   by_budget = {
     16: WHOLE,
     64: {'baseline_gpt2': {0: run([4 * t for t in TIMES], [y - 0.1 for y in BPB])}},
+    32: {'baseline_gpt2': {0: run([2 * t for t in TIMES], BPB)}},
     2: {'baseline_fp8': WHOLE['baseline_fp8']},
   }
   rows = ablation.trend_rows(by_budget, 'ultra')
-  assert [(row['seconds'], row['own_seconds']) for row in rows] == [(16, 16), (64, 16)]
-  assert rows[0]['baseline']['factor'] == pytest.approx(4.0)
-  # The longer baseline ends at 1.9; ultra ends at 2.0 after 4 s, where the baseline is after half of its last stretch.
-  assert rows[1]['baseline']['factor'] == pytest.approx(48 / 4)
+  assert [row['seconds'] for row in rows] == [16, 32, 64]
+  assert [row['baseline']['factor'] for row in rows] == [pytest.approx(4.0), pytest.approx(8.0), None]
   figures = ablation.result(by_budget, 'ultra', 16)['figures']
-  assert figures['speedup_vs_fp32_baseline_64s'] == {'value': pytest.approx(12.0), 'unit': 'times'}
+  assert figures['speedup_vs_fp32_baseline_32s'] == {'value': pytest.approx(8.0), 'unit': 'times'}
+  assert 'speedup_vs_fp32_baseline_64s' not in figures
   assert figures['factor_fp8_alone']['value'] == pytest.approx(1.5)
+  assert figures['final_bpb_best'] == {'value': 2.0, 'unit': 'bits per byte'}
+
+
+def test_variants_are_measured_against_the_experiment():
+  better = run([t / 8 for t in TIMES], [y - 0.05 for y in BPB], tokens_per_second=800)
+  rows = ablation.variant_rows(WHOLE | {'ultra_curriculum-shape=late': {0: better}}, 'ultra')
+  assert [row['name'] for row in rows] == ['ultra_curriculum-shape=late']
+  assert rows[0]['final_difference'] == pytest.approx(-0.05)
+  assert rows[0]['factor']['factor'] > 2
+
+
+def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
+  assert 'rules of thumb' in ablation.tuning_notes([], WHOLE)[0]
+  assert ablation.tuning_notes([], {'ultra': {}}) == []
+  row = {'name': 'strong_gpt2', 'rate': 2e-3, 'final_bpb': 1.0, 'chosen': True, 'at_the_end': True}
+  assert 'strong_gpt2 did best at 0.002, an end of the rates' in ablation.tuning_notes([row], WHOLE)[0]
+  assert ablation.tuning_notes([row | {'at_the_end': False}], WHOLE) == []
 
 
 def test_notes_warn_of_what_makes_a_table_worthless():
@@ -143,4 +210,6 @@ def test_notes_warn_of_what_makes_a_table_worthless():
   other.evaluations[-1]['val_bytes'] = 999
   runs = {'baseline_gpt2': {0: at_speed(1.0)}, 'ultra': {0: other}}
   assert 'not scored on the same text (999, 1,000 bytes)' in ablation.result({16: runs}, 'ultra', 16)['notes'][0]
+  uneven = {'baseline_gpt2': {0: at_speed(1.0), 1: at_speed(1.0)}, 'ultra': {i: at_speed(1.0) for i in range(3)}}
+  assert ablation.result({16: uneven}, 'ultra', 16)['notes'] == []
   assert 'ultra 16.0 s' in ' '.join(ablation.result({20: runs}, 'ultra', 20)['notes'])

@@ -1,9 +1,7 @@
-"""Members of a study: one text for all, and seconds turned into tokens."""
+"""Members of a study: one text for all, and where their runs lie."""
 
 import dataclasses
 import json
-
-import pytest
 
 from tests import tiny
 from yxanul.config import registry
@@ -25,52 +23,34 @@ def test_all_train_on_the_firsts_text_with_tokenizers_of_their_own(tmp_path):
   assert ultra.spec.data.directory == str(tmp_path / 'trained-200000-80000')
   assert baseline.spec.data.directory == str(tmp_path / 'gpt2-50256-50256')
   # 10M tokens of one tokenizer are other text than 10M of another: the limit is in bytes, and one for all.
-  assert {m.spec.evaluation.max_bytes for m in (ultra, baseline)} == {40_000_000}
+  assert {m.spec.evaluation.max_bytes for m in (ultra, baseline)} == {1_000_000}
   assert all(m.spec.evaluation.max_tokens > 10**15 for m in (ultra, baseline))
   assert baseline.spec.model == spec('baseline_gpt2').model
+  # So are documents of 1,000 tokens: what counts them chooses other text.
+  assert first.data.min_document_tokens == 1000
+  assert {m.spec.data.min_document_tokens for m in (ultra, baseline)} == {0}
+  assert ultra.spec.evaluation.shares()[:4] == [0.01, 0.02, 0.04, 0.05]
 
 
-class Timing:
-  """Stands for `Apart`: writes the record of a speed instead of measuring it."""
-
-  def __init__(self, validation_bytes=100):
-    self.timed, self.bytes = [], validation_bytes
-
-  def call(self, function, its_spec, path):
-    assert function is members.measure_speed
-    self.timed.append(path.stem)
-    text_bytes = {'train': 1000, 'validation': self.bytes}
-    record = {'tokens_per_second': 250.0, 'hardware': 'x', 'text_bytes': text_bytes, 'config': members._timed(its_spec)}
-    path.write_text(json.dumps(record))
-    return 0
+def test_with_one_tokenizer_a_filter_by_tokens_stays(tmp_path):
+  alone = members.on_one_text([Member('ultra', spec('ultra')), Member('ultra_muon', spec('ultra_muon'))], tmp_path)
+  assert {m.spec.data.min_document_tokens for m in alone} == {1000}
 
 
-def test_a_speed_is_measured_once_whatever_the_seed_and_the_budget(tmp_path):
-  timing, member = Timing(), Member('tiny', tiny.spec())
-  assert members.speed(member, tmp_path, timing, print) == 250.0
-  later = Member('tiny', tiny.spec(seed=3, curriculum__budget_tokens=99_000))
-  assert members.speed(later, tmp_path, timing, print) == 250.0
-  assert timing.timed == ['tiny']
-  other = Member('tiny', tiny.spec(model__n_layers=3))
-  members.speed(other, tmp_path, timing, print)
-  assert timing.timed == ['tiny', 'tiny']
+def test_asked_for_held_out_text_is_kept(tmp_path):
+  first = spec('ultra')
+  evaluation = dataclasses.replace(first.evaluation, max_bytes=9000, first_share=0.03)
+  (ultra,) = members.on_one_text([Member('ultra', dataclasses.replace(first, evaluation=evaluation))], tmp_path)
+  assert (ultra.spec.evaluation.max_bytes, ultra.spec.evaluation.first_share) == (9000, 0.03)
 
 
-def test_other_text_is_refused_before_anything_is_trained(tmp_path):
-  members.speed(Member('a', tiny.spec()), tmp_path, Timing(), print)
-  with pytest.raises(
-    ValueError, match=r'b: its text is not that of a \(.*99 bytes of validation against 100\).*min_document_to'
-  ):
-    members.speed(Member('b', tiny.spec()), tmp_path, Timing(99), print)
-
-
-def test_what_cannot_be_timed_is_named(tmp_path):
-  class Failing(Timing):
-    def call(self, *_):
-      return 1
-
-  with pytest.raises(ValueError, match='late: could not be timed'):
-    members.speed(Member('late', tiny.spec()), tmp_path, Failing(), print)
+def test_the_baselines_tokenizer_may_lie_in_a_folder(tmp_path):
+  everybody = [Member(name, spec(name)) for name in ('ultra', 'baseline_gpt2', 'ultra_no_superbpe')]
+  ultra, *others = members.on_one_text(everybody, tmp_path, 'somewhere/gpt2')
+  assert ultra.spec.data.tokenizer == spec('ultra').data.tokenizer
+  for member in others:
+    assert member.spec.data.tokenizer.path == 'somewhere/gpt2'
+    assert member.spec.data.directory == str(tmp_path / 'gpt2-50256-50256')
 
 
 def test_folders_are_found_again_by_budget_name_and_seed(tmp_path):

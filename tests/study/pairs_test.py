@@ -69,6 +69,39 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
   assert held == pytest.approx(0.95, abs=5 * math.sqrt(0.95 * 0.05 / 5000))
 
 
+def test_ends_are_compared_where_both_had_as_much_text():
+  slow_but_better = run([10, 40, 80], [3.0, 2.2, 1.2], tokens_per_second=150.0)
+  pair = pairs.compare(FAST, slow_but_better)
+  assert not pair['equal_text']
+  pair = pairs.compare(run([10, 20], [2.0, 1.25], tokens_per_second=601.0), slow_but_better)
+  assert pair['equal_text']
+  assert (pair['final_a'], pair['final_b'], pair['final_difference']) == (1.25, 1.2, pytest.approx(-0.05))
+  assert pair['difference'] > 1  # when the fast one ended, the slow one was not annealed
+
+
+def test_notes_are_of_what_ran():
+  assert pairs.notes({'a': {0: SLOW}, 'b': {0: FAST}}) == []
+  other = run([10, 20], [2.0, 1.25], hardware='another', skipped_steps=2)
+  assert pairs.notes({'a': {0: SLOW}, 'b': {0: other}}) == [
+    'the runs are of different machines: a card, another',
+    'steps were skipped in b',
+  ]
+
+
+def test_times_of_different_machines_are_not_compared():
+  from yxanul.study.comparison_run import compared
+
+  other = run([10, 20], [2.0, 1.25], hardware='another')
+  with pytest.raises(ValueError, match='a, b: ran on a card and another, wants one machine, or equal text'):
+    compared('a', 'b', {0: SLOW}, {0: other})
+  same_text = run([10, 20], [2.0, 1.25], tokens_per_second=200.0, hardware='another')
+  found = compared('a', 'b', {0: SLOW, 1: SLOW}, {0: same_text, 1: same_text})
+  assert found['where'] == 'at their ends, after equal text'
+  assert found['difference']['mean'] == pytest.approx(-0.25)
+  assert 'b is better by 0.2500 bits per byte at their ends' in found['verdict']
+  assert found['notes'] == ['the runs are of different machines: a card, another']
+
+
 @pytest.mark.parametrize(
   ('differences', 'speedups', 'says'),
   [

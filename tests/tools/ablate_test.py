@@ -11,7 +11,7 @@ from tests import tiny
 from tests.study.toy import write_family
 
 OVERRIDES = ('--config.model.n_layers=1', '--config.data.tokenizer.sample_bytes=200_000')
-NAMES = ('baseline_gpt2', 'ultra')
+NAMES = ('baseline_gpt2', 'strong_gpt2', 'ultra')
 
 
 start = functools.partial(tiny.start, 'tools.ablate')
@@ -25,6 +25,8 @@ def command(tmp_path_factory):
     f'--config={experiment}',
     f'--workdir={folder / "runs"}',
     '--seconds=0.4',
+    '--rates=1e-3,3e-3',
+    '--rate_seconds=0.2',
     *OVERRIDES,
   )
 
@@ -41,6 +43,7 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   assert 'SIGTERM: stopped; the same command goes on from here' in output
   first = [row['name'] for row in json.loads(result.read_text())['runs']]
   assert first == ['baseline_gpt2']
+  assert (workdir / '0.2s' / 'strong_gpt2-lr=0.003' / 'seed0' / 'result.json').exists()  # rates come before the family
   kept = (workdir / '0.4s' / 'baseline_gpt2' / 'seed0' / 'metrics.jsonl').read_bytes()
 
   status, output, errors = tiny.finish(start(*arguments), timeout=300)
@@ -50,13 +53,19 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   for text in ('What each saving gives, 0.4 s a run', 'measured together', 'Claims about parts', 'index.html'):
     assert text in output, text
   record = json.loads(result.read_text())
-  assert {row['name'] for row in record['runs']} == set(NAMES)
+  (chosen,) = [f'strong_gpt2-lr={row["rate"]:g}' for row in record['tuning'] if row['chosen']]
+  assert {row['name'] for row in record['runs']} == {'baseline_gpt2', 'ultra', chosen}
   assert len({row['val_bytes'] for row in record['runs']}) == 1
   assert record['what'] == 'ablate'
-  assert {'speedup_vs_fp32_baseline_0.4s', 'final_bpb'} == record['figures'].keys()
+  assert 'final_bpb_best' in record['figures']
+  assert {goal['against'] for goal in record['goals']} == {'baseline_gpt2', chosen}
   parts = {row['claim']: row['found'] for row in record['parts']}
   assert parts['key/value cache saved by grouped queries'] == 0.5
   assert parts['flash attention, times as fast'] > 0
+  # What a table is made of stays; the weights of a family would fill a disk.
+  left = {path.name for path in (workdir / '0.4s' / 'ultra' / 'seed0').iterdir()}
+  assert {'config.json', 'metrics.jsonl', 'result.json', 'report.html'} <= left
+  assert 'checkpoints' not in left
   for name in ('savings_alone_over_text.png', 'the_stack_over_training_time.png'):
     assert (workdir / '0.4s' / name).read_bytes().startswith(b'\x89PNG')
   page = (workdir / '0.4s' / 'index.html').read_text()
@@ -70,14 +79,14 @@ def test_what_finished_before_a_field_was_there_had_its_default(command):
   config = json.loads(path.read_text())
   del config['model']['logit_softcap']
   path.write_text(json.dumps(config))
-  status, output, errors = tiny.finish(start(*arguments, '--only=ultra'))
+  status, output, errors = tiny.finish(start(*arguments, '--only=ultra', '--rates='))
   assert status == 0, errors
   assert 'ultra, seed 0: finished before' in output
 
 
 def test_what_finished_with_other_values_is_not_taken_for_it(command):
   _, arguments = command
-  status, _, errors = tiny.finish(start(*arguments, '--only=ultra', '--config.optimizer.peak_lr=1e-5'))
+  status, _, errors = tiny.finish(start(*arguments, '--only=ultra', '--rates=', '--config.optimizer.peak_lr=1e-5'))
   assert status == 1
   assert errors.startswith('error: ultra, seed 0: finished before with other values (optimizer.peak_lr: ')
   assert errors.count('\n') == 1
@@ -85,7 +94,7 @@ def test_what_finished_with_other_values_is_not_taken_for_it(command):
 
 def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached_all(command):
   workdir, _ = command
-  for name in NAMES:
+  for name in ('baseline_gpt2', 'ultra'):
     config = json.loads((workdir / '0.4s' / name / 'seed0' / 'config.json').read_text())
     speed = json.loads((workdir / 'speeds' / f'{name}.json').read_text())
     assert config['curriculum']['budget_tokens'] == round(0.4 * speed['tokens_per_second'])
@@ -103,13 +112,15 @@ def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached
   [
     (['--seconds=1'], '--workdir: missing'),
     (['--workdir=x'], '--seconds: got None, wants the seconds of training'),
+    (['--workdir=x', '--seconds=1', '--rates=1e-3,fast'], "--rates: got '1e-3,fast', wants learning rates"),
+    (['--workdir=x', '--seconds=1', '--rate_seconds=0'], '--rate_seconds: got 0, wants the seconds'),
     (['--workdir=x', '--seconds=1', '--only=ultar'], "--only: got 'ultar', no experiment in .*; did you mean 'ultra'?"),
     (
       ['--workdir=x', '--seconds=1', '--config.curriculum.stages[3].lr_scale=0.9'],
       'baseline_gpt2.py: does not take --config.curriculum.stages[3]',
     ),
   ],
-  ids=['workdir', 'seconds', 'only', 'override'],
+  ids=['workdir', 'seconds', 'rates', 'rate_seconds', 'only', 'override'],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message):
   import re

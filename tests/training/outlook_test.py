@@ -33,7 +33,9 @@ def test_evaluations_come_when_they_were_said_to(tmp_path, monkeypatch):
   evaluated = [line['tokens'] for line in lines if 'val_bpb' in line]
   step = spec.curriculum.stages[0].tokens_per_step
   for share in spec.evaluation.shares():
-    assert min(n for n in evaluated if n >= share * spec.curriculum.budget_tokens) - share * spec.curriculum.budget_tokens < step
+    assert (
+      min(n for n in evaluated if n >= share * spec.curriculum.budget_tokens) - share * spec.curriculum.budget_tokens < step
+    )
   assert len(Recorder.last.seen) > 50
   for tokens, outlook in Recorder.last.seen:
     # A line is written a step late: an evaluation that is due at it comes before the display hears of it.

@@ -22,8 +22,16 @@ def _times(factor: Row | None) -> str:
   """2.03× (1.90 – 2.17): the factor and its interval, where it has one."""
   if factor is None:
     return '–'
+  if factor['factor'] is None:
+    return 'not reached'
   shown = f'{factor["factor"]:.2f}×'
   return shown if factor['low'] is None else f'{shown} ({factor["low"]:.2f} – {factor["high"]:.2f})'
+
+
+def _own(measured: Row | None) -> str:
+  """How soon, and in which of the experiment's runs."""
+  shown = _times(measured)
+  return f'{shown} in {measured["own_seconds"]:g} s' if measured and measured['factor'] is not None else shown
 
 
 def _part(value: float | None) -> str:
@@ -32,6 +40,14 @@ def _part(value: float | None) -> str:
 
 def _bpb(value: float | None) -> str:
   return numbers.decimals(value, 4)
+
+
+def _signed(value: float) -> str:
+  return f'{value:+.4f}'
+
+
+def _interval(ends: tuple[float | None, float | None]) -> str:
+  return '–' if ends[0] is None else f'{ends[0]:.4f} – {ends[1]:.4f}'
 
 
 def _per_second(value: float | None) -> str:
@@ -53,20 +69,31 @@ RUNS: Columns = (
   ('bytes_to_target', 'text to\ntarget', numbers.byte_size),
   ('seconds_to_target', 'time to\ntarget', numbers.duration),
   ('final_bpb', 'final\nbpb', _bpb),
-  ('final_bpb_spread', 'spread', _bpb),
+  ('final_bpb_interval', '95 %', _interval),
   ('seconds_training', 'training\ntime', numbers.duration),
   ('seconds_warming', 'compiling', numbers.duration),
 )
-GOALS: Columns = (('against', 'against', str), ('factor', 'measured', _times), ('says', '', str))
+GOALS: Columns = (('against', 'against', str), ('measured', 'measured', _times), ('says', '', str))
+VARIANTS: Columns = (
+  ('name', 'variant', str),
+  ('factor', 'times as fast', _times),
+  ('final_difference', 'final bpb\nless its own', _signed),
+)
+TUNING: Columns = (
+  ('name', 'strong baseline', str),
+  ('rate', 'peak rate', '{:g}'.format),
+  ('final_bpb', 'final\nbpb', _bpb),
+  ('chosen', '', lambda chosen: 'chosen' if chosen else ''),
+)
 PARTS: Columns = (('claim', 'part', str), ('claimed', 'claimed', _part), ('found', 'found', _part), ('how', 'how', str))
 TREND: Columns = (
   ('seconds', 'seconds of\nthe baselines', '{:g}'.format),
-  ('own_seconds', 'seconds of\nits own', '{:g}'.format),
-  ('baseline', 'against the\nFP32 baseline', _times),
-  ('strong', 'against the better\nstrong baseline', _times),
+  ('baseline', 'as soon as the\nFP32 baseline', _own),
+  ('strong', 'as soon as the better\nstrong baseline', _own),
 )
 _LEFT = {'saving', 'says', 'name', 'against', 'claim', 'how'}
-_FOUND = {'factors': ('alone', 'in_stack'), 'goals': ('factor',), 'parts': ('found',), 'trend': ('baseline', 'strong')}
+_FOUND = {'factors': ('alone', 'in_stack'), 'goals': ('measured',), 'parts': ('found',), 'trend': ('baseline', 'strong')}
+_FOUND |= {'variants': ('factor',), 'tuning': ('final_bpb',)}
 
 
 def _says_something(result: Row, key: str) -> bool:
@@ -75,7 +102,7 @@ def _says_something(result: Row, key: str) -> bool:
 
 
 def command_line_tables(result: Row) -> list[Table]:
-  """The same for a terminal; `result` as `study.ablation.result`, with 'parts' and 'trend'."""
+  """The same for a terminal; `result` as `study.ablation.result`, with 'parts' and 'tuning'."""
   budget = f'{result["seconds"]:g} s a run'
   return [
     tables._table(result[key], list(columns), title, left=_LEFT)
@@ -83,8 +110,10 @@ def command_line_tables(result: Row) -> list[Table]:
       ('runs', RUNS, f'Runs, {budget}'),
       ('factors', FACTORS, f'What each saving gives, {budget}'),
       ('goals', GOALS, 'Goals'),
+      ('variants', VARIANTS, 'Variants against the experiment'),
       ('parts', PARTS, 'Claims about parts'),
       ('trend', TREND, 'Over budgets'),
+      ('tuning', TUNING, 'Rates of the strong baselines'),
     )
     if _says_something(result, key)
   ]
@@ -94,7 +123,7 @@ def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder
   """Writes FOLDER/index.html and every plot beside it as a PNG.
 
   Args:
-    result: `study.ablation.result`, with 'parts' and 'trend'.
+    result: `study.ablation.result`, with 'parts' and 'tuning'.
     panels: title of a panel to its runs by name, at most `comparison.MOST_RUNS` each.
 
   Returns:
@@ -107,7 +136,8 @@ def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder
     if runs
   ]
   sections = (('What each saving gives', 'factors', FACTORS), ('Goals', 'goals', GOALS), ('The runs', 'runs', RUNS))
-  sections += (('Claims about parts', 'parts', PARTS), ('Over budgets', 'trend', TREND))
+  sections += (('Variants against the experiment', 'variants', VARIANTS), ('Claims about parts', 'parts', PARTS))
+  sections += (('Over budgets', 'trend', TREND), ('Rates of the strong baselines', 'tuning', TUNING))
   html = _TEMPLATE.render(
     css=Markup(page.CSS),
     seconds=f'{result["seconds"]:g}',
@@ -178,8 +208,9 @@ _TEMPLATE = page.template("""\
 </section>
 {% endfor %}
 <footer>A factor is the ratio of two runs' training seconds to equal quality: until each came down to the worse of their two
-final figures, of the same seed, each run annealed to its own end. Compiling is counted apart. The target is the baseline's
-final figure. Curves are of the first seed. Every plot is also a PNG beside this page.</footer>
+final figures, of the same seed, each run annealed to its own end. A goal asks more: how much sooner than a baseline's own time
+the experiment was where that one ended, in whichever of its runs was the first. Compiling is counted apart. The target is the
+baseline's final figure. Curves are of the first seed. Every plot is also a PNG beside this page.</footer>
 </main>
 </body>
 </html>

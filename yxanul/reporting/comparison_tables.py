@@ -1,5 +1,6 @@
 """The table of paired runs."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def pair_table(result: Mapping[str, Any]) -> Table:
   a, b = result['a'], result['b']
   columns = [
     ('seed', 'seed', str),
+    ('final_difference', 'final\ndifference', _signed),
     ('at_seconds', 'equal\ntime', numbers.duration),
     ('bpb_a', f'bpb\n{a}', _bpb),
     ('bpb_b', f'bpb\n{b}', _bpb),
@@ -35,5 +37,7 @@ def pair_table(result: Mapping[str, Any]) -> Table:
     ('speedup', 'times\nas fast', _times),
     ('bytes_ratio', 'times\nless\ntext', _times),
   ]
-  total = {'seed': 'mean', 'difference': result['difference']['mean'], 'speedup': result['speedup']['mean']}
+  total = {'seed': 'mean', 'speedup': result['speedup']['mean'], 'bytes_ratio': result['bytes_ratio']['mean']}
+  for key in ('final_difference', 'difference'):
+    total[key] = statistics.fmean(pair[key] for pair in result['pairs'])
   return tables._table(result['pairs'], columns, f'{b} against {a}', left={'seed'}, total=total)

@@ -41,13 +41,13 @@ def run_rows(runs: Runs) -> list[Row]:
   rows = []
   for name, seeds in runs.items():
     figures = [_figures(run, runs.get(BASELINE, {}).get(seed)) for seed, run in seeds.items()]
-    bpb = [row['final_bpb'] for row in figures]
+    bpb = pairs.interval([row['final_bpb'] for row in figures])
     rows.append(
       {
         'name': name,
         'n': len(figures),
         **{key: _mean([row[key] for row in figures]) for key in figures[0]},
-        'final_bpb_spread': max(bpb) - min(bpb) if len(bpb) > 1 else None,
+        'final_bpb_interval': (bpb.low, bpb.high),
       }
     )
   return rows
@@ -90,7 +90,7 @@ def factor(runs: Runs, without: str, having: str) -> Row | None:
     'n': speedup.n,
     'bytes_factor': pairs.geometric([pair['bytes_ratio'] for pair in compared]).mean,
     'rate_factor': pairs.geometric([b / a for a, b in rates]).mean,
-    'bpb_difference': statistics.fmean(pair['difference'] for pair in compared),
+    'final_difference': statistics.fmean(pair['final_difference'] for pair in compared),
   }
 
 
@@ -101,7 +101,7 @@ def factor_rows(runs: Runs, stem: str) -> list[Row]:
     alone = factor(runs, BASELINE, f'baseline_{saving}')
     in_stack = factor(runs, f'{stem}_no_{saving}', stem)
     rows.append(
-      {'saving': saving, 'claimed': claimed, 'alone': alone, 'in_stack': in_stack, 'says': _says(claimed, alone, in_stack)}
+      {'saving': saving, 'claimed': claimed, 'alone': alone, 'in_stack': in_stack, 'says': _in_words(claimed, alone, in_stack)}
     )
   products = {'saving': 'product', 'claimed': CLAIMED_TOTAL, 'says': ''}
   for where in ('alone', 'in_stack'):
@@ -109,20 +109,32 @@ def factor_rows(runs: Runs, stem: str) -> list[Row]:
     whole = len(known) == len(rows)
     products[where] = {'factor': pairs.geometric(known).mean ** len(known), 'low': None, 'high': None} if whole else None
   total = factor(runs, BASELINE, stem)
-  says = 'not measured' if total is None else f'{"reaches" if total["factor"] >= CLAIMED_TOTAL else "falls short of"} the claim'
+  says = 'not measured' if total is None else _says(CLAIMED_TOTAL, total)
   measured = {'saving': 'measured together', 'claimed': CLAIMED_TOTAL, 'alone': total, 'in_stack': total, 'says': says}
   return [*rows, products, measured]
 
 
-def _says(claimed: float, alone: Row | None, in_stack: Row | None) -> str:
-  known = {where: row['factor'] for where, row in (('alone', alone), ('in the stack', in_stack)) if row}
-  if not known:
-    return 'not measured'
-  reaching = [where for where, value in known.items() if value >= claimed]
-  if reaching:
-    return f'reaches the claim {" and ".join(reaching)}'
-  gaining = [where for where, value in known.items() if value > 1]
-  return f'helps {" and ".join(gaining)}, by less than claimed' if gaining else 'gives nothing'
+def _in_words(claimed: float, alone: Row | None, in_stack: Row | None) -> str:
+  said = {where: _says(claimed, row) for where, row in (('alone', alone), ('in the stack', in_stack)) if row}
+  if len(said) == 2 and len(set(said.values())) == 1:
+    return f'{said["alone"]}, alone and in the stack'
+  return '; '.join(f'{says} {where}' for where, says in said.items()) or 'not measured'
+
+
+def _ends(measured: Row) -> tuple[float, float]:
+  """Of the interval; one seed has none, and speaks for itself."""
+  return (measured['factor'],) * 2 if measured['low'] is None else (measured['low'], measured['high'])
+
+
+def _says(claimed: float, measured: Row) -> str:
+  low, high = _ends(measured)
+  if low >= claimed:
+    return 'reaches the claim'
+  if high >= claimed:
+    return 'may reach the claim: the interval includes it'
+  if low > 1:
+    return 'helps, by less than claimed'
+  return 'gives nothing' if high <= 1 else 'may help, by less than claimed'
 
 
 def best_strong(runs: Runs) -> str | None:
@@ -139,17 +151,74 @@ def _strong(runs: Runs) -> list[str]:
   return [name for name in runs if name.startswith(STRONG)]
 
 
-def goal_rows(runs: Runs, stem: str) -> list[Row]:
-  """The experiment against each baseline: 'against', 'goal', 'factor', 'says'. The goal is for the better strong baseline."""
-  rows = []
+def headline(by_budget: Mapping[float, Runs], seconds: float, against: str, stem: str) -> Row | None:
+  """How many times sooner the experiment comes to where `against` ends after `seconds`.
+
+  Each budget of the experiment was annealed to its own end, so each is asked; what counts is the one that most seeds have, and
+  among those the fastest.
+
+  Returns:
+    As `factor` ('factor', 'low', 'high', 'n'), with 'own_seconds', the budget that came first; 'factor' is None where none came
+    there, and 'short' by how many bits per byte the closest end missed. None where no seed has both.
+  """
+  reached, short = [], []
+  for own_seconds, runs in by_budget.items():
+    own, theirs = runs.get(stem, {}), by_budget[seconds].get(against, {})
+    ratios, misses = [], []
+    for seed in (seed for seed in theirs if seed in own):
+      target = theirs[seed].evaluations[-1]['val_bpb']
+      took = reach(own[seed], target, 'seconds_training')
+      ratios.append(took and reach(theirs[seed], target, 'seconds_training') / took)
+      misses.append(own[seed].evaluations[-1]['val_bpb'] - target)
+    if ratios and None not in ratios:
+      reached.append((pairs.geometric(ratios), own_seconds))
+    elif ratios:
+      short.append((statistics.fmean(misses), own_seconds))
+  if reached:
+    speedup, own_seconds = max(reached, key=lambda item: (item[0].n, item[0].mean))
+    ends = {'factor': speedup.mean, 'low': speedup.low, 'high': speedup.high, 'n': speedup.n}
+    return {**ends, 'own_seconds': own_seconds, 'short': None}
+  if short:
+    miss, own_seconds = min(short)
+    return {'factor': None, 'low': None, 'high': None, 'n': 0, 'own_seconds': own_seconds, 'short': miss}
+  return None
+
+
+def goal_rows(by_budget: Mapping[float, Runs], seconds: float, stem: str) -> list[Row]:
+  """The experiment against each baseline: 'against', 'goal' (of the strong ones only the better has one), 'measured' as
+  `headline`, 'says'."""
+  rows, runs = [], by_budget[seconds]
   best = best_strong(runs)
   for name in (BASELINE, *_strong(runs)):
-    measured = factor(runs, name, stem)
+    measured = headline(by_budget, seconds, name, stem)
     goal = GOALS['baseline'] if name == BASELINE else GOALS['strong'] if name == best else None
-    says = 'not measured' if measured is None else f'{measured["factor"]:.2f} times as fast to equal quality'
-    if measured and goal:
-      says += f': the goal of {goal:g} is {"met" if measured["factor"] >= goal else "missed"}'
-    rows.append({'against': name, 'goal': goal, 'factor': measured, 'says': says})
+    rows.append({'against': name, 'goal': goal, 'measured': measured, 'says': _judged(measured, goal, seconds)})
+  return rows
+
+
+def _judged(measured: Row | None, goal: float | None, seconds: float) -> str:
+  if measured is None:
+    return 'not measured'
+  own = f'{measured["own_seconds"]:g} s' if measured['own_seconds'] else 'the tokens it says'
+  if measured['factor'] is None:
+    says = f'not reached: its end after {own} is {measured["short"]:.4f} bits per byte above'
+    return says if goal is None else f'{says}; the goal of {goal:g} is missed'
+  says = f'{measured["factor"]:.2f} times as soon where that one ends after {seconds:g} s, in its run of {own}'
+  if goal is None:
+    return says
+  low, high = _ends(measured)
+  judgement = 'met' if low >= goal else 'missed' if high < goal else 'open: the interval includes it'
+  return f'{says}; the goal of {goal:g} is {judgement}{" (one seed)" if measured["n"] == 1 else ""}'
+
+
+def variant_rows(runs: Runs, stem: str) -> list[Row]:
+  """What is no part of the family, against the experiment: 'name', 'factor' as `factor`, 'final_difference' in bpb."""
+  family = {BASELINE, stem, *PARTS, *_strong(runs)}
+  family |= {f'baseline_{saving}' for saving in CLAIMS} | {f'{stem}_no_{saving}' for saving in CLAIMS}
+  rows = []
+  for name in runs:
+    if name not in family and (measured := factor(runs, stem, name)):
+      rows.append({'name': name, 'factor': measured, 'final_difference': measured['final_difference']})
   return rows
 
 
@@ -161,43 +230,43 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
       f'the runs were not scored on the same text ({", ".join(f"{size:,.0f}" for size in sorted(sizes))} bytes): their filters '
       'count tokens; --config.data.min_document_tokens=0 makes them the same'
     )
-  hardware = {run.result['hardware'] for seeds in runs.values() for run in seeds.values()}
-  if len(hardware) > 1:
-    found.append(f'the runs are of different machines: {", ".join(sorted(hardware))}')
-  if skipped := [row['name'] for row in rows if row['skipped_steps']]:
-    found.append(f'steps were skipped in {", ".join(skipped)}')
+  found += pairs.notes(runs)
   off = {
     row['name']: row['seconds_training'] for row in rows if abs(row['seconds_training'] / seconds - 1) > _SECONDS_TOLERANCE
   }
   if off:
     shown = ', '.join(f'{name} {taken:.1f} s' for name, taken in off.items())
     found.append(f'not the {seconds:g} seconds that were meant, as their speed was another than when it was timed: {shown}')
-  if len(seeds := {row['n'] for row in rows}) > 1 or seeds == {1}:
+  if 1 in {row['n'] for row in rows}:
     found.append('a factor of one seed has no interval')
   return found
 
 
-def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:
-  """How the total moves with the budget: 'seconds' of the baselines, 'own_seconds' of the experiment, 'baseline', 'strong'.
+def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
+  """Whether the rates of the strong baselines may be believed; rows as `study.tuning.rows`."""
+  found = []
+  if not tuning and _strong(runs):
+    found.append('the learning rates of the strong baselines are rules of thumb: --rates tunes them')
+  for row in tuning:
+    if row['at_the_end']:
+      found.append(f'{row["name"]} did best at {row["rate"]:g}, an end of the rates that were tried: another may be better')
+  return found
 
-  Where the experiment has no run as long as a baseline's, its longest shorter one stands for it.
-  """
+
+def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:
+  """How the goals move with the budget: 'seconds' of the baselines, then 'baseline' and 'strong' as `headline`."""
   rows = []
   for seconds, runs in sorted(by_budget.items()):
-    own = max((budget for budget, others in by_budget.items() if budget <= seconds and stem in others), default=None)
-    if own is None:
-      continue
-    together = {**runs, stem: by_budget[own][stem]}
-    best = best_strong(together)
-    row = {'seconds': seconds, 'own_seconds': own, 'baseline': factor(together, BASELINE, stem)}
-    row['strong'] = factor(together, best, stem) if best else None
+    best = best_strong(runs)
+    row = {'seconds': seconds, 'baseline': headline(by_budget, seconds, BASELINE, stem)}
+    row['strong'] = headline(by_budget, seconds, best, stem) if best else None
     if row['baseline'] or row['strong']:
       rows.append(row)
   return rows
 
 
 def result(by_budget: Mapping[float, Runs], stem: str, seconds: float) -> Row:
-  """Everything that the runs say, as plain values: 'seconds', 'runs', 'factors', 'goals', 'trend', 'notes', 'figures'.
+  """Everything that the runs say, as plain values, a key for each function above; 'figures' are the record's.
 
   Args:
     by_budget: the finished runs of each budget in seconds.
@@ -207,12 +276,14 @@ def result(by_budget: Mapping[float, Runs], stem: str, seconds: float) -> Row:
   runs = by_budget[seconds]
   order = [BASELINE, *(f'baseline_{saving}' for saving in CLAIMS), stem, *(f'{stem}_no_{saving}' for saving in CLAIMS), *STRONG]
   runs = {name: runs[name] for name in [*(n for n in order if n in runs), *(n for n in runs if n not in order)]}
-  rows, factors, trend = run_rows(runs), factor_rows(runs, stem), trend_rows(by_budget, stem)
+  rows, factors = run_rows(runs), factor_rows(runs, stem)
+  goals, trend = goal_rows(by_budget, seconds, stem), trend_rows(by_budget, stem)
   return {
     'seconds': seconds,
     'runs': rows,
     'factors': factors,
-    'goals': goal_rows(runs, stem),
+    'goals': goals,
+    'variants': variant_rows(runs, stem),
     'trend': trend,
     'notes': notes(rows, runs, seconds),
     'figures': _figures_of_record(factors, trend, rows, stem),
@@ -223,9 +294,8 @@ def _figures_of_record(factors: Sequence[Row], trend: Sequence[Row], rows: Seque
   found = {}
 
   def note(name: str, measured: Row | None) -> None:
-    if measured:
-      spread = {} if measured['low'] is None else {'spread': measured['high'] - measured['low']}
-      found[name] = {'value': measured['factor'], 'unit': 'times', **spread}
+    if measured and measured['factor'] is not None:
+      found[name] = {'value': measured['factor'], 'unit': 'times', **_spread(measured['low'], measured['high'])}
 
   for row in factors:
     if row['saving'] in CLAIMS:
@@ -236,6 +306,12 @@ def _figures_of_record(factors: Sequence[Row], trend: Sequence[Row], rows: Seque
     note(f'speedup_vs_strong_baseline_{row["seconds"]:g}s', row['strong'])
   for row in rows:
     if row['name'] == stem:
-      spread = {} if row['final_bpb_spread'] is None else {'spread': row['final_bpb_spread']}
-      found['final_bpb'] = {'value': row['final_bpb'], 'unit': 'bits per byte', **spread}
+      found['final_bpb_best'] = {
+        'value': row['final_bpb'], 'unit': 'bits per byte', **_spread(*row['final_bpb_interval'])
+      }  # fmt: skip
   return found
+
+
+def _spread(low: float | None, high: float | None) -> Row:
+  """Of a figure of a record: the width of its interval, where it has one."""
+  return {} if low is None else {'spread': high - low}

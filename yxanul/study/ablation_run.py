@@ -1,7 +1,8 @@
 """Runs an ablation as far as it goes, and writes what it says after every run."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,78 +10,97 @@ from yxanul.config.model_spec import ModelSpec
 from yxanul.reporting import ablation_page
 from yxanul.reporting.comparison import MOST_RUNS
 from yxanul.reporting.run_files import RunFiles
-from yxanul.study import ablation, members, parts
+from yxanul.study import ablation, members, parts, texts, training, tuning
 from yxanul.study.apart import Apart
-from yxanul.study.members import Member, Tell
+from yxanul.study.members import Member
+from yxanul.study.training import Tell
 
 Row = dict[str, Any]
 
 
-def ablate(
-  stem: str,
-  chosen: Sequence[Member],
-  seeds: Sequence[int],
-  seconds: float,
-  workdir: Path,
-  envelope: Row,
-  model: ModelSpec,
-  apart: Apart,
-  tell: Tell,
-) -> list[str]:
-  """Trains what is not finished; after every run, WORKDIR/SECONDSs has ablation.json, index.html and its plots.
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+  """What was asked for. After every run WORKDIR/SECONDSs has ablation.json, index.html and its plots."""
 
-  Args:
-    stem: the experiment in question.
-    envelope: what the record says besides ('what', 'command', 'versions').
-    model: the experiment's, for the arithmetic of its parts.
+  stem: str  # the experiment in question
+  model: ModelSpec  # its own, for the arithmetic of its parts
+  members: Sequence[Member]
+  seeds: Sequence[int]
+  seconds: float  # of training, for every run
+  rates: Sequence[float]  # peak learning rates among which each strong baseline's is chosen; none: as it says
+  rate_seconds: float  # of training, for each of those trials
+  workdir: Path
+  envelope: Row  # what the record says besides: 'what', 'command', 'versions'
 
-  Returns:
-    A line for every run that failed.
+  def run(self, apart: Apart, tell: Tell) -> list[str]:
+    """Trains what is not finished.
 
-  Raises:
-    Stopped: on request; the same call goes on.
-  """
-  failures = []
-  baseline = next((member for member in chosen if member.name == ablation.BASELINE), None)
-  attention = workdir / 'attention.json'
-  write(stem, seconds, workdir, envelope, model)
-  for failure in members.train(chosen, seeds, seconds, workdir, apart, tell):
-    if failure:
-      failures.append(failure)
+    Returns:
+      A line for every run that failed.
+
+    Raises:
+      Stopped: on request; the same call goes on.
+    """
+    self.write()
+    ready, failures = texts.prepare(self.members, self.workdir, apart, tell)
+    for failure in failures:
       tell(f'failed: {failure}')
-    if baseline and not attention.exists() and apart.call(parts.measure_attention, baseline.spec, attention):
-      failures.append('attention by itself could not be timed')
-    write(stem, seconds, workdir, envelope, model)
-  return failures
+    baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
+    attention = self.workdir / 'attention.json'
 
+    def follow(runs: Iterator[str | None]) -> None:
+      for failure in runs:
+        if failure:
+          failures.append(failure)
+          tell(f'failed: {failure}')
+        if baseline and not attention.exists() and apart.call(parts.measure_attention, baseline.spec, attention):
+          failures.append('attention by itself could not be timed')
+        self.write()
 
-def write(stem: str, seconds: float, workdir: Path, envelope: Row, model: ModelSpec) -> Row | None:
-  """Tables and plots of what is finished; None where nothing is."""
-  by_budget = {budget: members.finished(workdir, budget) for budget in members.budgets(workdir)}
-  runs = by_budget.get(seconds)
-  if not runs:
-    return None
-  measured = workdir / 'attention.json'
-  attention = json.loads(measured.read_text()) if measured.exists() else None
-  one = next(iter(next(iter(runs.values())).values())).result
-  record = {**envelope, 'hardware': one['hardware'], 'n': max(map(len, runs.values()))}
-  record['versions'] = envelope['versions'] | one['versions']
-  record |= ablation.result(by_budget, stem, seconds) | {'parts': parts.rows(runs, model, attention)}
-  folder = members.budget_folder(workdir, seconds)
-  fresh = folder / 'ablation.json.tmp'
-  fresh.write_text(json.dumps(record, indent=1) + '\n')
-  fresh.replace(folder / 'ablation.json')
-  ablation_page.write_page(record, _panels([row['name'] for row in record['runs']], runs, stem), folder)
-  return record
+    if self.rates:
+      follow(tuning.trials(ready, self.rates, self.rate_seconds, self.workdir, apart, tell))
+      ready = tuning.tuned(ready, self._tuning())
+    follow(training.train(ready, self.seeds, self.seconds, self.workdir, apart, tell))
+    return failures
+
+  def _tuning(self) -> list[Row]:
+    return tuning.rows(self.members, self.rates, self.rate_seconds, self.workdir)
+
+  def write(self) -> Row | None:
+    """Tables and plots of what is finished; None where nothing is."""
+    by_budget = {budget: members.finished(self.workdir, budget) for budget in members.budgets(self.workdir)}
+    runs = by_budget.get(self.seconds)
+    if not runs:
+      return None
+    measured = self.workdir / 'attention.json'
+    attention = json.loads(measured.read_text()) if measured.exists() else None
+    one = next(iter(next(iter(runs.values())).values())).result
+    record = {**self.envelope, 'hardware': one['hardware'], 'n': max(map(len, runs.values()))}
+    record['versions'] = self.envelope['versions'] | one['versions']
+    rates = self._tuning()
+    record |= ablation.result(by_budget, self.stem, self.seconds) | {
+      'parts': parts.rows(runs, self.model, attention),
+      'tuning': rates,
+    }
+    record['notes'] += ablation.tuning_notes(rates, runs)
+    folder = members.budget_folder(self.workdir, self.seconds)
+    fresh = folder / 'ablation.json.tmp'
+    fresh.write_text(json.dumps(record, indent=1) + '\n')
+    fresh.replace(folder / 'ablation.json')
+    ablation_page.write_page(record, _panels([row['name'] for row in record['runs']], runs, self.stem), folder)
+    return record
 
 
 def _panels(names: Sequence[str], runs: ablation.Runs, stem: str) -> dict[str, dict[str, RunFiles]]:
-  """The first seed of each run, in two plots: what stands alone over the baseline, and what is in or off the stack."""
+  """The first seed of each run: what stands alone over the baseline, what is in or off the stack, parts and variants."""
   first = {name: next(iter(runs[name].values())) for name in names}
-  alone = [name for name in names if name.startswith('baseline_')]
-  stack = [name for name in names if name not in alone and name != stem]
-  panels = {'Savings alone': [*alone, stem], 'The stack': [stem, *stack]}
-  return {
-    title: {name: first[name] for name in chosen if name in first}
-    for title, chosen in ((title, chosen[:MOST_RUNS]) for title, chosen in panels.items())
-  }
+  alone = [name for name in names if name.startswith('baseline_') and name != ablation.BASELINE]
+  stack = [name for name in names if name.startswith((f'{stem}_no_', *ablation.STRONG))]
+  others = [name for name in names if name not in (*alone, *stack, stem, ablation.BASELINE)]
+  panels = {'Savings alone': [ablation.BASELINE, *alone, stem], 'The stack': [stem, *stack]}
+  # As many plots as it takes: each has a colour for a run.
+  shared = [name for name in (ablation.BASELINE, stem) if name in first]
+  room = MOST_RUNS - len(shared)
+  for start in range(0, len(others), room):
+    panels[f'Others, {start // room + 1}' if start else 'Others'] = [*shared, *others[start : start + room]]
+  return {title: {name: first[name] for name in chosen[:MOST_RUNS] if name in first} for title, chosen in panels.items()}

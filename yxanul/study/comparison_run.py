@@ -30,10 +30,13 @@ def runs_of(folder: Path) -> dict[int, RunFiles]:
 
 
 def compared(a: str, b: str, runs_a: Mapping[int, RunFiles], runs_b: Mapping[int, RunFiles]) -> dict[str, Any]:
-  """Everything that the pairs say, as plain values: 'pairs', 'difference', 'speedup', 'verdict', 'figures'.
+  """Everything that the pairs say, as plain values: 'pairs', 'where', 'difference', 'speedup', 'verdict', 'notes', 'figures'.
+
+  The difference is that of the final figures where both had the same text, and that at equal time where they had not.
 
   Raises:
-    ValueError: no seed is in both, or the runs were scored on different text.
+    ValueError: no seed is in both, or the runs were scored on different text, or their times are of different machines and
+      their texts of different sizes, so that nothing is left to compare.
   """
   seeds = [seed for seed in runs_a if seed in runs_b]
   if not seeds:
@@ -43,16 +46,26 @@ def compared(a: str, b: str, runs_a: Mapping[int, RunFiles], runs_b: Mapping[int
     shown = ' and '.join(f'{size:,}' for size in sorted(sizes))
     raise ValueError(f'{a}, {b}: scored on different text ({shown} bytes), wants the same evaluation.max_bytes and filters')
   rows = [{'seed': seed, **pairs.compare(runs_a[seed], runs_b[seed])} for seed in seeds]
-  difference = pairs.interval([row['difference'] for row in rows])
+  told = pairs.notes({name: {seed: runs[seed] for seed in seeds} for name, runs in ((a, runs_a), (b, runs_b))})
+  equal_text = all(row['equal_text'] for row in rows)
+  hardware = {run.result['hardware'] for seed in seeds for run in (runs_a[seed], runs_b[seed])}
+  if len(hardware) > 1 and not equal_text:
+    raise ValueError(f'{a}, {b}: ran on {" and ".join(sorted(hardware))}, wants one machine, or equal text')
+  where = 'at their ends, after equal text' if equal_text else 'at equal time'
+  difference = pairs.interval([row['final_difference' if equal_text else 'difference'] for row in rows])
   speedup = pairs.geometric([row['speedup'] for row in rows])
+  bytes_ratio = pairs.geometric([row['bytes_ratio'] for row in rows])
   return {
     'a': a,
     'b': b,
     'n': len(rows),
     'pairs': rows,
+    'where': where,
     'difference': dataclasses.asdict(difference),
     'speedup': dataclasses.asdict(speedup),
-    'verdict': pairs.verdict(a, b, difference, speedup),
+    'bytes_ratio': dataclasses.asdict(bytes_ratio),
+    'verdict': pairs.verdict(a, b, difference, speedup, where),
+    'notes': told,
     'figures': {'bpb_difference': _figure(difference, 'bits per byte'), 'speedup': _figure(speedup, 'times')},
   }
 

@@ -1,13 +1,16 @@
 """Measures what each saving gives, alone and in the stack, on this device.
 
-Command: python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,source=PATH --seconds=120 --workdir=runs/ablate
+Command: python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,batch=0.125,source=PATH --seconds=120
+  --rates=3e-4,6e-4,1.2e-3,2.4e-3 --workdir=runs/ablate
 Runs the baseline, the baseline with each saving alone, the experiment, the experiment with each saving off, two strong
 baselines, and the baseline with parts of the model that claims are about; each for `--seconds` of training, annealed to its
 own end, on the same text. What is finished is skipped and what was stopped goes on, so the same command may be given as often
 as it takes; tables and page are written anew after every run. Another `--seconds` in the same workdir adds a budget to the
 trend. The variant and every --config.FIELD=VALUE go to all runs (but the tokenizer's fields, to those with the experiment's
-tokenizer); so it is data.source, evaluation.max_bytes and the like that belong here. Text is prepared once for each tokenizer,
-in a folder with its name inside data.directory or WORKDIR/data.
+tokenizer); so it is data.source, evaluation.max_bytes and the like that belong here. A short run wants small batches
+(`batch=0.125`): one with few steps says little. Text is prepared once for each tokenizer, in a folder with its name inside
+data.directory or WORKDIR/data, before anything is timed. With `--rates` each strong baseline first runs at every one of them
+for `--rate_seconds`, and takes the best into the table. Finished runs keep their logs and results, not their checkpoints.
 """
 
 import difflib
@@ -28,6 +31,15 @@ _SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each experiment.', lower_boun
 _ONLY = flags.DEFINE_string(
   'only', '', 'These experiments alone, of the family or any other beside it: ultra,ultra_no_fp8,ultra_curriculum:shape=late.'
 )
+_RATES = flags.DEFINE_list('rates', [], 'Peak learning rates among which that of each strong baseline is chosen.')
+_RATE_SECONDS = flags.DEFINE_float(
+  'rate_seconds', None, 'Of training, for each of those trials; without it a quarter of --seconds.'
+)
+_BASELINE_TOKENIZER = flags.DEFINE_string(
+  'baseline_tokenizer',
+  '',
+  "Folder of GPT-2's tokenizer, for those that do not have the experiment's; '': the hub's.",
+)
 flags.adopt_module_key_flags(cli)
 
 
@@ -43,6 +55,16 @@ def _only(folder: Path) -> list[str]:
   return names
 
 
+def _rates() -> list[float]:
+  try:
+    rates = [float(text) for text in _RATES.value]
+  except ValueError:
+    rates = [0.0]
+  if not all(0 < rate < 1 for rate in rates):
+    raise ValueError(f'--rates: got {",".join(_RATES.value)!r}, wants learning rates, such as 3e-4,6e-4,1.2e-3')
+  return rates
+
+
 def _tell(line: str) -> None:
   print(line, flush=True)
 
@@ -53,7 +75,9 @@ def main() -> int | None:
     raise ValueError('--workdir: missing, wants the folder that keeps the runs, such as runs/ablate')
   if not _SECONDS.value or _SECONDS.value < 0:
     raise ValueError(f'--seconds: got {_SECONDS.value}, wants the seconds of training of every run, such as --seconds=120')
-  only = _only(experiment.parent) if _ONLY.value else None
+  if _RATE_SECONDS.value is not None and not _RATE_SECONDS.value > 0:
+    raise ValueError(f'--rate_seconds: got {_RATE_SECONDS.value:g}, wants the seconds of training of every trial')
+  only, rates = _only(experiment.parent) if _ONLY.value else None, _rates()
   from yxanul.study import ablation
 
   workdir, stem, specs = Path(_WORKDIR.value), experiment.stem, {}
@@ -62,26 +86,35 @@ def main() -> int | None:
     specs[name] = cli.spec_beside(f'{experiment.with_name(file)}.py:{variant}')
   # What needs torch is imported now: it takes seconds, and no mistake in a flag should wait for it.
   from yxanul.reporting import ablation_page, tables
-  from yxanul.study import ablation_run, members
+  from yxanul.study import members
+  from yxanul.study.ablation_run import Ablation
   from yxanul.study.apart import listening
   from yxanul.training.stop import Stopped
 
   everybody = [members.Member(name, its) for name, its in [(stem, spec), *specs.items()]]  # the first one's text is everybody's
-  chosen = members.on_one_text(everybody, workdir / 'data')[1:]
+  asked = Ablation(
+    stem=stem,
+    model=spec.model,
+    members=members.on_one_text(everybody, workdir / 'data', _BASELINE_TOKENIZER.value)[1:],
+    seeds=range(_SEEDS.value),
+    seconds=_SECONDS.value,
+    rates=rates,
+    rate_seconds=_RATE_SECONDS.value or _SECONDS.value / 4,
+    workdir=workdir,
+    envelope={
+      'what': 'ablate',
+      'command': shlex.join(['python', '-m', 'yxanul.tools.ablate', *sys.argv[1:]]),
+      'versions': {'python': platform.python_version()},
+    },
+  )
   workdir.mkdir(parents=True, exist_ok=True)
-  envelope = {
-    'what': 'ablate',
-    'command': shlex.join(['python', '-m', 'yxanul.tools.ablate', *sys.argv[1:]]),
-    'versions': {'python': platform.python_version()},
-  }
   failures, stopped = [], None
   try:
     with listening() as apart:
-      seeds = range(_SEEDS.value)
-      failures = ablation_run.ablate(stem, chosen, seeds, _SECONDS.value, workdir, envelope, spec.model, apart, _tell)
+      failures = asked.run(apart, _tell)
   except Stopped as request:
     stopped = request
-  if result := ablation_run.write(stem, _SECONDS.value, workdir, envelope, spec.model):
+  if result := asked.write():
     for table in ablation_page.command_line_tables(result):
       tables.print_table(table)
     for note in result['notes']:

@@ -8,6 +8,7 @@ without it, for the tokens that they say; runs that stopped go on, finished ones
 interval of the difference allows one, so it takes two seeds at least, and more when they are close.
 """
 
+import itertools
 import platform
 import shlex
 import sys
@@ -31,22 +32,31 @@ def _tell(line: str) -> None:
   print(line, flush=True)
 
 
-def _spec(argument: str) -> tuple[str, ExperimentSpec]:
+def _spec(argument: str) -> ExperimentSpec:
   config = registry.load(argument)
   cli.override(config, _SET.value)
-  path, _, variant = argument.partition(':')
-  return f'{Path(path).stem}:{variant}' if variant else Path(path).stem, convert.from_config(config)
+  return convert.from_config(config)
+
+
+def _names(arguments: list[str]) -> list[str]:
+  """Short ones, where those tell the two apart: 'ultra:batch=0.5'."""
+  short = []
+  for argument in arguments:
+    path, colon, variant = argument.partition(':')
+    short.append(f'{Path(path).stem if path.endswith(".py") else Path(path).name}{colon}{variant}')
+  return short if short[0] != short[1] else arguments
 
 
 def _trained(specs: dict[str, ExperimentSpec], workdir: Path) -> tuple[list[str], list[dict]]:
   """Trains both experiments; their names and their runs by seed."""
-  from yxanul.study import members
+  from yxanul.study import members, texts, training
   from yxanul.study.apart import listening
 
   chosen = members.on_one_text([members.Member(name, spec) for name, spec in specs.items()], workdir / 'data')
   workdir.mkdir(parents=True, exist_ok=True)
   with listening() as apart:
-    for failure in members.train(chosen, range(_SEEDS.value), _SECONDS.value, workdir, apart, _tell):
+    ready, failures = texts.prepare(chosen, workdir, apart, _tell)
+    for failure in itertools.chain(failures, training.train(ready, range(_SEEDS.value), _SECONDS.value, workdir, apart, _tell)):
       if failure:
         raise ValueError(failure)
   names, found = [member.folder for member in chosen], members.finished(workdir, _SECONDS.value)
@@ -64,7 +74,8 @@ def _compare(arguments: list[str], write: Callable[[dict], None]) -> int | None:
   if _SECONDS.value < 0:
     raise ValueError(f'--seconds: got {_SECONDS.value:g}, wants a positive number, or 0 for the tokens of each experiment')
   experiments = [argument for argument in arguments if argument.partition(':')[0].endswith('.py')]
-  specs = dict(_spec(argument) for argument in experiments)
+  names = _names(arguments)
+  specs = {name: _spec(argument) for name, argument in zip(names, experiments, strict=False)}
   if len(experiments) == 1:
     raise ValueError(f'{arguments[0]}, {arguments[1]}: wants two experiments or two folders of runs, not one of each')
   if len(specs) < len(experiments):
@@ -81,8 +92,7 @@ def _compare(arguments: list[str], write: Callable[[dict], None]) -> int | None:
     if experiments:
       names, runs = _trained(specs, workdir)
     else:
-      short = [Path(argument).name for argument in arguments]
-      names, runs = short if short[0] != short[1] else arguments, [comparison_run.runs_of(Path(a)) for a in arguments]
+      runs = [comparison_run.runs_of(Path(argument)) for argument in arguments]
   except Stopped as stopped:
     _tell(f'{stopped}: stopped; the same command goes on from here')
     return EXIT_AGAIN
@@ -101,6 +111,8 @@ def _compare(arguments: list[str], write: Callable[[dict], None]) -> int | None:
   )
   write(result)
   tables.print_table(pair_table(result))
+  for note in result['notes']:
+    _tell(f'note: {note}')
   _tell(result['verdict'])
   _tell(f'page: {page}')
 

@@ -62,13 +62,13 @@ def rates(device: torch.device) -> Rates:
   target = torch.empty_like(source)
   # One copy of 1 GiB on an H200 came to 2.75 TB/s where kernels reach 4.2: a larger one, and the faster of two ways.
   copies = (lambda: target.copy_(source), lambda: torch.mul(source, 1.0, out=target))
-  copy = min((_time(step, device, captures=True) for step in copies), key=lambda times: times['ms'])
+  copy = min((timed(step, device, captures=True) for step in copies), key=lambda times: times['ms'])
   a = torch.randn(n, n, device=device).to(torch.bfloat16 if on_gpu else torch.float32)
-  product = fp8 = _time(lambda: a @ a, device, captures=True)
+  product = fp8 = timed(lambda: a @ a, device, captures=True)
   if on_gpu and torch.cuda.get_device_capability(device) >= (8, 9):
     b, one = a.to(torch.float8_e4m3fn), torch.ones((), device=device)
     multiply = lambda: torch._scaled_mm(b, b.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)  # noqa: E731
-    fp8 = _time(multiply, device, captures=True)
+    fp8 = timed(multiply, device, captures=True)
   return Rates(*(1e3 * work / t['ms'] for work, t in ((2 * n_bytes, copy), (2 * n**3, product), (2 * n**3, fp8))))
 
 
@@ -84,7 +84,7 @@ def measure(case: Case, device: torch.device, rates: Rates, tell: Callable[[str]
     release(device)
     start = time.perf_counter()
     try:
-      row['subjects'][subject.name] = _time(subject.make(), device, subject.captures)
+      row['subjects'][subject.name] = timed(subject.make(), device, subject.captures)
     except Exception as error:  # a library that is absent, or does not take this shape, fails in any way it likes
       lines = str(error).strip().splitlines() or ['']
       row['subjects'][subject.name] = {'error': f'{type(error).__name__}: {lines[0][:160]}'}
@@ -108,7 +108,7 @@ def release(device: torch.device) -> None:
     torch.cuda.empty_cache()
 
 
-def _time(step: Step, device: torch.device, captures: bool) -> Row:
+def timed(step: Step, device: torch.device, captures: bool) -> Row:
   """'ms' (the median), 'ms_p10', 'ms_p90', 'n', and 'extra_bytes': the most it held beside what it was given."""
   if device.type == 'cpu':
     step()

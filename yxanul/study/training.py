@@ -1,0 +1,97 @@
+"""The runs of a study, one after another: what is finished stays, what was stopped goes on."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from yxanul.config.convert import deciding, differing_fields, from_saved, to_dict
+from yxanul.config.spec import ExperimentSpec
+from yxanul.config.status import EXIT_UNSAVED
+from yxanul.run import run
+from yxanul.study.apart import Apart
+from yxanul.study.members import Member, budget_folder, run_folder
+from yxanul.study.speeds import speed
+from yxanul.training.curriculum import Curriculum
+
+Tell = Callable[[str], None]
+
+_FEW_STEPS = 300  # fewer, and what is compared is how well the experiments do without steps
+
+
+def train(
+  members: Sequence[Member], seeds: Sequence[int], seconds: float, workdir: Path, apart: Apart, tell: Tell
+) -> Iterator[str | None]:
+  """Trains what is not finished, seed after seed, each run in a process of its own; yields after each.
+
+  A finished run keeps its configuration, log, result and report: a family's checkpoints would take 60 GB a seed.
+
+  Args:
+    seconds: of training, for each run; 0: its experiment's own budget of tokens.
+
+  Yields:
+    None, or the line that says that a run failed. The others go on.
+
+  Raises:
+    Stopped: on request, with the run under way saved.
+  """
+  for seed in seeds:
+    for member in members:
+      apart.check()
+      folder = run_folder(workdir, seconds, member, seed)
+      spec = dataclasses.replace(member.spec, seed=seed)
+      if (folder / 'result.json').exists():
+        others = _other_values(spec, folder, seconds)
+        if others:
+          yield f'{member.name}, seed {seed}: finished before with other values ({"; ".join(others)}); wants another workdir'
+        else:
+          tell(f'{member.name}, seed {seed}: finished before')
+        continue
+      try:
+        if seconds:
+          spec = _with_budget(spec, _budget(member, seed, seconds, workdir, apart, tell))
+        steps = Curriculum(spec).total_steps
+      except ValueError as error:
+        yield f'{member.name}: {error}' if member.name not in str(error) else str(error)
+        continue
+      goes_on = 'going on' if (folder / 'config.json').exists() else 'starting'
+      few = f', fewer than {_FEW_STEPS}: a smaller batch learns more' if steps < _FEW_STEPS else ''
+      tokens = spec.curriculum.budget_tokens
+      tell(f'{member.name}, seed {seed}: {goes_on} with {tokens:,} tokens, {steps:,} steps{few}, in {folder}')
+      status = apart.call(run, spec, folder)
+      if (folder / 'result.json').exists():
+        shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+      yield None if status in (0, EXIT_UNSAVED) else f'{member.name}, seed {seed}: ended with status {status}'
+
+
+def _with_budget(spec: ExperimentSpec, tokens: int) -> ExperimentSpec:
+  return dataclasses.replace(spec, curriculum=dataclasses.replace(spec.curriculum, budget_tokens=tokens))
+
+
+def _budget(member: Member, seed: int, seconds: float, workdir: Path, apart: Apart, tell: Tell) -> int:
+  """Tokens: those that this run, or one of another seed, was begun with, or else what its speed gives.
+
+  So all seeds have one budget, and a run keeps its own although its speed would be measured otherwise today.
+  """
+  begun = sorted((budget_folder(workdir, seconds) / member.folder).glob('seed*/config.json'))
+  for path in sorted(begun, key=lambda path: path.parent.name != f'seed{seed}'):
+    saved = from_saved(json.loads(path.read_text()))
+    if not _other_values(dataclasses.replace(member.spec, seed=saved.seed), path.parent, seconds):
+      return saved.curriculum.budget_tokens
+  return max(1, round(seconds * speed(member, workdir, apart, tell)))
+
+
+def _other_values(spec: ExperimentSpec, folder: Path, seconds: float) -> list[str]:
+  """The fields in which the run in `folder` was not `spec`.
+
+  Where its text lay does not matter, so that a record may be gone on with. Nor does the budget where it came from the clock.
+  """
+
+  def values(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in deciding(config).items() if name not in ('data', 'sample')}
+    return kept | {'curriculum': {**kept['curriculum'], **({'budget_tokens': None} if seconds else {})}}
+
+  saved = from_saved(json.loads((folder / 'config.json').read_text()))
+  return differing_fields(values(to_dict(saved)), values(to_dict(spec)))
