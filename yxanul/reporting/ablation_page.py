@@ -91,7 +91,8 @@ TREND: Columns = (
   ('baseline', 'as soon as the\nFP32 baseline', _own),
   ('strong', 'as soon as the better\nstrong baseline', _own),
 )
-_LEFT = {'saving', 'says', 'name', 'against', 'claim', 'how'}
+_WORDS = {'says', 'how'}  # sentences
+_LEFT = {'saving', 'name', 'against', 'claim', *_WORDS}
 _FOUND = {'factors': ('alone', 'in_stack'), 'goals': ('measured',), 'parts': ('found',), 'trend': ('baseline', 'strong')}
 _FOUND |= {'variants': ('factor',), 'tuning': ('final_bpb',)}
 
@@ -145,8 +146,8 @@ def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder
     sections=[
       {
         'title': title,
-        'headings': [heading for _, heading, _ in columns],
-        'rows': [[write(row[column]) for column, _, write in columns] for row in result[key]],
+        'headings': [(heading, column in _WORDS) for column, heading, _ in columns],
+        'rows': [[(write(row[column]), column in _WORDS) for column, _, write in columns] for row in result[key]],
       }
       for title, key, columns in sections
       if _says_something(result, key)
@@ -188,9 +189,10 @@ _TEMPLATE = page.template("""\
 <section>
 <h2>{{ section.title }}</h2>
 <div class="wide"><table>
-<thead><tr>{% for heading in section.headings %}<th scope="col">{{ heading }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for heading, words in section.headings %}
+<th scope="col"{% if words %} class="words"{% endif %}>{{ heading }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in section.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell, words in row %}<td{% if words %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 </section>
