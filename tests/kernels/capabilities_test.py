@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -163,3 +164,47 @@ def test_the_cudnn_that_came_with_torch_is_loaded_whole_unless_somebody_named_an
   requires.pop()  # a torch that runs on the system's, beside another's copy
   capabilities._share_cudnn()
   assert 'CUDNN_HOME' not in os.environ
+
+
+def install(folder, module, source='', version=None):
+  """A package of one file, with what pip would leave beside it."""
+  path = folder / f'{module.replace(".", "/")}.py'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for package in path.relative_to(folder).parents[:-1]:
+    (folder / package / '__init__.py').touch()
+  path.write_text(source)
+  if version:
+    top = module.partition('.')[0]
+    info = folder / f'stands_in_for_{top}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: stands-in-for-{top}\nVersion: {version}\n')
+    (info / 'top_level.txt').write_text(f'{top}\n')
+
+
+@pytest.mark.parametrize(
+  ('module', 'version'),
+  [('flash_attn_interface', '3.0.0'), ('flash_attn.cute', '4.0.0'), ('flash_attn', '2.8.3'), ('flash_attn_interface', None)],
+)
+def test_flash_attn_counts_under_each_of_its_names(module, version, tmp_path, monkeypatch):
+  install(tmp_path, module, version=version)
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in capabilities._LIBRARIES['flash_attn']:
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  assert capabilities._load(capabilities._LIBRARIES['flash_attn']) == (version or 'unknown', '')
+  for name in capabilities._LIBRARIES['flash_attn']:
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+  ('source', 'why'),
+  [
+    ("raise ImportError('libcudnn.so.9: undefined symbol: x\\nand more')", 'ImportError: libcudnn.so.9: undefined symbol: x'),
+    ('raise SystemError', 'SystemError'),
+    ('import nothing_of_this_name', "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+  ],
+)
+def test_what_does_not_load_is_missing_and_says_why(source, why, tmp_path, monkeypatch):
+  install(tmp_path, 'stands_in.engine', source, '1.0')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert capabilities._load(('stands_in.engine',)) == ('', why)
+  sys.modules.pop('stands_in', None)

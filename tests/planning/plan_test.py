@@ -71,7 +71,14 @@ def test_an_offer_costs_its_hours_and_three_epochs_three_times_as_many():
 
 
 def test_the_arithmetic_of_the_claims(ultra):
-  rows = {row['claim']: row for row in claims.checks(ULTRA, ultra)}
+  rates = {'bf16': ultra['total']['tokens_per_second'] / 1.3, 'h100': 350e3}
+  rows = {row['claim']: row for row in claims.checks(ULTRA, ultra, rates)}
+  fp8 = rows['FP8: 2.0 times the throughput']
+  assert (fp8['claimed'], fp8['computed'], fp8['holds']) == (2.0, pytest.approx(1.3), False)
+  assert rows['H100: at least 250,000 tokens/s']['holds']
+  needs = {limit: next(r for claim, r in rows.items() if f'fits in {limit} GB (most' in claim) for limit in (24, 80, 141)}
+  assert not any(row['holds'] for row in needs.values())
+  assert 2 * needs[24]['computed'] > needs[80]['computed'] > 1.9 * needs[24]['computed']
   wrong = rows['RTX 4090: 3 epochs at 60k tokens/s in 6 h']
   assert (wrong['computed'], wrong['claimed'], wrong['holds']) == (1.296e9, 7.83e9, False)
   assert not rows['batch 8,192 at length 8 fits in 24 GB']['holds']

@@ -49,6 +49,18 @@ def test_a_workdir_of_another_run_cannot_take_this_one(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
 
 
+def test_a_logger_without_its_package_cannot_run(tmp_path, monkeypatch):
+  """As main would say it, before money is spent."""
+  from yxanul.training import loggers
+
+  monkeypatch.setattr(loggers.importlib.util, 'find_spec', lambda name: None)
+  spec = tiny.spec(training__loggers=('wandb',))
+  (found,) = doctor._preflight(spec, tmp_path / 'run', Capabilities('cpu', 'CPU'), {})
+  assert found.level == 'problem'
+  assert 'wandb' in found.text
+  assert 'pip install' in found.text
+
+
 def test_data_that_is_missing_cannot_run(tmp_path):
   done = run(*tiny.flags(data__source='/no/such/text.txt'), f'--workdir={tmp_path / "work"}')
   assert done.returncode == 1

@@ -83,6 +83,17 @@ def test_a_check_against_the_recorded_bench_is_a_record(tmp_path):
   assert json.loads(done.stdout)['figures'] == record['figures']
 
 
+def test_a_bench_that_it_was_not_fitted_to_is_as_near_as_the_record_says(tmp_path):
+  folder, path = tiny.REPOSITORY / 'experiments/records/2026-11-29_plan-check', tmp_path / 'check.json'
+  done = plan(f'--config={BENCHED}', f'--check={folder / "bench.json"}', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  found, recorded = (json.loads(text.read_text())['figures'] for text in (path, folder / 'record.json'))
+  assert str(folder.name) not in BENCH
+  for name, most in (('speed_error_max', 0.1), ('memory_error_max', 0.08)):
+    assert found[name]['value'] == pytest.approx(recorded[name]['value'], abs=5e-4)
+    assert found[name]['value'] < most
+
+
 def test_a_fit_prints_what_fit_json_holds():
   done = plan(f'--config={BENCHED}', f'--fit={BENCH}')
   assert done.returncode == 0, done.stderr

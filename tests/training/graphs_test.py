@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.training.step_test import FP8, FP32, TEXT, clone, make
+from tests.training.step_test import ENGINES, FP8, FP32, TEXT, clone, make
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import choose_engines, detect
 from yxanul.optim.build import build
@@ -19,14 +19,15 @@ from yxanul.training.step import Text, calibrate, is_fp8, make_train_step
 CPU = torch.device('cpu')
 
 
-def test_every_stage_is_made_once_whatever_the_rates():
-  spec, _, state, _, _ = make()
+@ENGINES
+def test_every_stage_is_made_once_whatever_the_rates(engines):
+  spec, _, state, _, _ = make(engines)
   curriculum, made = Curriculum(spec), []
   optimizer = build(spec.optimizer, spec.model)
 
   def factory(stage, compiled, reduction):
     made.append((stage.number, compiled))
-    return make_train_step(spec, stage.spec, optimizer, FP32, TEXT, 1, compiled, reduction)
+    return make_train_step(spec, stage.spec, optimizer, engines, TEXT, 1, compiled, reduction)
 
   def text(stage):
     return torch.randint(0, 511, (stage.spec.tokens_per_step + 1,), dtype=torch.int32)

@@ -57,6 +57,29 @@ def test_same_state_and_batch_twice_is_bitwise_the_same(engines):
   assert all(torch.equal(x, y) for x, y in zip(m, n, strict=True))
 
 
+@pytest.mark.parametrize(
+  'choice',
+  [{'fp8_recipe': 'current'}, {'fp8_linears': ('up', 'down')}, {'fp8_linears': ()}, {'fp8_margin': 2}],
+  ids=['current scaling', 'the MLP alone in FP8', 'none in FP8', 'margin'],
+)
+def test_choices_of_the_recipe_train_in_a_whole_step(choice):
+  """Each is another step than the recipe's own, and learns as it does."""
+  losses = {}
+  for name, fields in (('own', {}), ('choice', choice)):
+    spec, stage, _, _, tokens = make(FP8)
+    spec = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, **fields))
+    optimizer = build(spec.optimizer, spec.model)
+    state = init_state(spec, optimizer, fp8.init(spec.model, spec.precision), torch.device('cpu'))
+    state = calibrate(state, tokens, stage, spec, FP8, TEXT)
+    step, losses[name] = make_train_step(spec, stage, optimizer, FP8, TEXT), []
+    for _ in range(15):
+      state, metrics = step(state, tokens, *rates())
+      losses[name].append(float(metrics.loss))
+  assert losses['choice'] != losses['own']
+  assert losses['choice'][-1] < losses['choice'][0] - 0.3
+  assert losses['choice'][-1] == pytest.approx(losses['own'][-1], abs=0.05)
+
+
 @ENGINES
 def test_the_loss_falls_on_a_batch_seen_again(engines):
   *_, state, step, tokens = make(engines)

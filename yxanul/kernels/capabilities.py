@@ -12,17 +12,19 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from yxanul.config.model_spec import PrecisionSpec
 
-# What has to import for a library to count, and the distribution that names its version.
+# What has to import for a library to count: one of these modules. Version 3 of flash-attn is a package of its own, and 4 lies
+# in the folder of version 2.
 _LIBRARIES = {
-  'transformer_engine': ('transformer_engine.pytorch', 'transformer-engine'),
-  'triton': ('triton', 'triton'),
-  'flash_attn': ('flash_attn', 'flash-attn'),
+  'transformer_engine': ('transformer_engine.pytorch',),
+  'triton': ('triton',),
+  'flash_attn': ('flash_attn_interface', 'flash_attn.cute', 'flash_attn'),
 }
 # What pip is told where one is missing. Both are compiled against the torch that is there, which isolated builds do not see.
 INSTALL = {
@@ -68,13 +70,9 @@ def detect() -> Capabilities:
     missing = [(library, 'needs a GPU') for library in _LIBRARIES]
     return Capabilities('cpu', 'CPU', memory_bytes=_host_bytes(), versions=tuple(versions), missing=tuple(missing))
   _share_cudnn()
-  for library, (module, distribution) in _LIBRARIES.items():
-    try:
-      importlib.import_module(module)
-      versions.append((library, importlib.metadata.version(distribution)))
-    except Exception as error:  # a library built for another torch or CUDA fails in any way it likes
-      lines = str(error).strip().splitlines()
-      missing.append((library, f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__))
+  for library, modules in _LIBRARIES.items():
+    version, why = _load(modules)
+    (missing if why else versions).append((library, why or version))
   # Only now: asking for cuDNN's version loads torch's copy, and Transformer Engine fails where it was told of another.
   versions.append(('cuda', str(torch.version.cuda)))
   try:
@@ -90,6 +88,22 @@ def detect() -> Capabilities:
     versions=tuple(versions),
     missing=tuple(missing),
   )
+
+
+def _load(modules: Sequence[str]) -> tuple[str, str]:
+  """The version of the first of the modules that imports, or why the last does not."""
+  why = ''
+  for module in modules:
+    try:
+      importlib.import_module(module)
+    except Exception as error:  # a library built for another torch or CUDA fails in any way it likes
+      lines = str(error).strip().splitlines()
+      why = f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+      continue
+    distributions = importlib.metadata.packages_distributions().get(module.partition('.')[0], ())
+    found = dict.fromkeys(importlib.metadata.version(name) for name in distributions)
+    return ', '.join(found) or 'unknown', ''
+  return '', why
 
 
 def _share_cudnn() -> None:

@@ -21,6 +21,7 @@ _MEMORY = {
 }
 _WRITE: dict[str, Callable[[float], str]] = {
   'tokens': numbers.count,
+  'tokens/s': lambda value: f'{numbers.count(value)}/s',
   'parameters': '{:,.0f}'.format,
   'bytes': numbers.byte_size,
   'share': numbers.percent,
@@ -61,12 +62,13 @@ def stage_table(plan: Row) -> Table:
     ('stage', 'stage', str),
     ('seq_len', 'length', '{:,}'.format),
     ('batch_size', 'batch', '{:,}'.format),
+    ('tokens_per_step', 'tokens\na step', numbers.count),
     ('parts', 'parts', '{:,}'.format),
     ('largest_batch', 'largest\nwhole', '{:,}'.format),
     ('steps', 'steps', '{:,}'.format),
     ('tokens', 'tokens', numbers.count),
-    ('flops', 'FLOPs', '{:.2e}'.format),
-    ('attention', 'attention', str),
+    ('flops', 'FLOPs', '{:.1e}'.format),
+    ('attention', 'atten-\ntion', str),
     ('seconds', 'takes', numbers.duration),
   ]
   total = {**plan['total'], 'stage': 'all'}

@@ -84,12 +84,13 @@ def _preflight(spec: ExperimentSpec, workdir: Path, capabilities: Any, result: R
   from yxanul import run
   from yxanul.data import prepare
   from yxanul.reporting.phases import Phases
-  from yxanul.training import preflight
+  from yxanul.training import loggers, preflight
 
   data = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
   found = []
   try:
     run.check_workdir(spec, workdir)
+    loggers.require_loggers(spec.training.loggers)
     found += preflight.check_device(spec, capabilities)
     found += preflight.check_disk(spec, workdir, data, prepare.is_prepared(spec.data, data))
     if any(finding.level == 'problem' for finding in found):

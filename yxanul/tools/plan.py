@@ -109,6 +109,16 @@ def _stages(spec: ExperimentSpec, card: Any, devices: int = 1) -> list[tuple[Any
   return [(stage.spec, stage.n_steps) for stage in Curriculum(spec, batches).stages]
 
 
+def _other_rates(spec: ExperimentSpec, card: Any) -> dict[str, float]:
+  """Tokens/s without FP8 on this card, and with it on an H100: what claims are about."""
+  from yxanul.planning import gpus, plan
+
+  bf16 = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, matmul='bf16'))
+  others = {'bf16': (bf16, card), 'h100': (cli.spec_of_variant('gpu', 'h100'), gpus.gpu('h100'))}
+  made = {name: plan.make(other, _stages(other, its_card), its_card) for name, (other, its_card) in others.items()}
+  return {name: other['total']['tokens_per_second'] for name, other in made.items()}
+
+
 def _providers(spec: ExperimentSpec, card: Any) -> list[Result]:
   from yxanul.planning import gpus, plan
 
@@ -167,7 +177,7 @@ def _plan(spec: ExperimentSpec, write: Write) -> None:
     return _check(spec, write)
   card = gpus.gpu(_GPU.value or cli.variant('gpu') or gpus.fitting(spec.training.gpu_memory_gb))
   result = plan.make(spec, _stages(spec, card), card)
-  result['claims'] = claims.checks(spec, result) if spec.name == 'ultra' else []
+  result['claims'] = claims.checks(spec, result, _other_rates(spec, card)) if spec.name == 'ultra' else []
   result['providers'] = _providers(spec, card)
   if result['claims']:
     result['providers'] = claims.implied(result['providers'])
