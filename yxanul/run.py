@@ -154,16 +154,20 @@ def _alone(workdir: Path) -> Iterator[None]:
         folder.rmdir()
 
 
+def _binds(workdir: Path) -> bool:
+  """Whether something there was trained: until then a start that failed, for its settings or another reason, binds nobody."""
+  return (workdir / 'result.json').exists() or any(path.name.isdigit() for path in workdir.glob('checkpoints/*'))
+
+
 @contextlib.contextmanager
 def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
   """`config.json` stands before anything else does; it goes again where the settings turn out wrong."""
   path = workdir / 'config.json'
-  is_new = not path.exists()
   write_atomically(path, _json(to_dict(spec)))
   try:
     yield
   except (ValueError, OSError):
-    if is_new:
+    if not _binds(workdir):
       path.unlink()
     raise
 
@@ -293,7 +297,7 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
     if not is_saved(before):
       raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
     differing = differing_fields(deciding(before), deciding(to_dict(spec)))
-    if differing:
+    if differing and _binds(workdir):
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
   elif workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir}: is not a folder')
