@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yxanul.config.convert import deciding, differing_fields, is_saved, listed, to_dict
+from yxanul.config.convert import deciding_differences, is_saved, listed, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -296,7 +296,7 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
       raise ValueError(f'{path}: not readable as JSON ({error})') from None
     if not is_saved(before):
       raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
-    differing = differing_fields(deciding(before), deciding(to_dict(spec)))
+    differing = deciding_differences(before, to_dict(spec))
     if differing and _binds(workdir):
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
   elif workdir.exists() and not workdir.is_dir():

@@ -207,6 +207,8 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
   assert not (tmp_path / 'c_broken').exists()
   # How a run is looked after may change between its sessions.
   kept = {**config, 'training': {'checkpoints_kept': 9, 'execution': 'eager', 'checkpoint_command': 'cp'}}
+  kept['data'] = {'workers': 3}
+  kept['seed'], kept['evaluation'] = 0, {'every_share': 0.05}  # a field that an older version did not save, at its default
   free = Checkpoints(tmp_path / 'c', 2, config=kept)
   free.restore(fresh)
   assert same(fresh, state(1, 1))

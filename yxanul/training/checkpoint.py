@@ -30,7 +30,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSeconds, LatestN
 
-from yxanul.config.convert import deciding, differing_fields, listed
+from yxanul.config.convert import deciding_differences, listed
 from yxanul.training.copy_command import CopyCommand
 from yxanul.training.state import TrainState, flatten
 
@@ -231,7 +231,7 @@ class Checkpoints:
   def _read(self, step: int, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))['host']
     _check({}, host)
-    if self._config is not None and (differing := differing_fields(deciding(host['config']), deciding(self._config))):
+    if self._config is not None and (differing := deciding_differences(host['config'], self._config)):
       raise _OtherConfiguration(
         f'{self.folder}: the checkpoint of step {step} is of another configuration; {listed(differing)}'
       )
