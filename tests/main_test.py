@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
   assert status == 0, errors
   assert tiny.same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)
+
+
+def killed_when_all_is_saved() -> None:
+  for thread in threading.enumerate():
+    if thread.name == 'checkpoint':
+      thread.join()
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kill_while_sampling_costs_no_result(whole, tmp_path):
+  workdir, data = tmp_path / 'run', {'data__directory': str(whole / 'data')}
+  status, output, _ = world.run(workdir, world.Event('sampling', 1, killed_when_all_is_saved), **data)
+  assert status == -signal.SIGKILL, output
+  result = (workdir / 'result.json').read_bytes()
+  assert not (workdir / 'samples.txt').exists()
+  status, output, _ = world.run(workdir, **data)
+  assert status == 0, output
+  assert (workdir / 'result.json').read_bytes() == result
+  assert len((workdir / 'samples.txt').read_text().split('---')) == 3
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -259,13 +259,15 @@ def _train(
   if restored and progress.step == resumed_from and (before := _read_result(path)):
     result = before  # the run was over then: what it left stays as it is
   else:
-    stop.check('sampling')
-    with session.writing(samples):
-      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
     stop.check('writing the results')
     result = _result(session, trainer, progress, prepared, resumed_from)
     with session.writing(path):
       write_atomically(path, _json(result))
+    samples.unlink(missing_ok=True)  # those of a result that could not be read
+  if not samples.exists():  # after the result, which nothing that happens while sampling may cost
+    stop.check('sampling')
+    with session.writing(samples):
+      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
   stop.check('writing the report')
   with session.writing(report):
     write_report(workdir)
