@@ -78,6 +78,15 @@ def test_where_nothing_runs_nothing_is_chosen(trial):
   assert attention_choice.attempt(MODEL, 64, ['sdpa'], CPU) == ({}, {})
 
 
+def test_what_is_wrong_on_one_of_several_devices_is_left_out_on_all():
+  first = attention_choice.Trials({'short': 1.0, 'flash': 2.0, 'cudnn': 2.5, 'sdpa': 3.0}, {'grouped': 0.2})
+  second = attention_choice.Trials({'sdpa': 1.0, 'flash': 2.0}, {'short': 0.7, 'grouped': 0.4})  # and cuDNN does not run there
+  taken, off = attention_choice.agreed([first, second])
+  assert list(taken.items()) == [('flash', 2.0), ('sdpa', 3.0)]
+  assert off == {'short': 0.7, 'grouped': 0.4}
+  assert attention_choice.agreed([first]) == first
+
+
 @pytest.mark.parametrize('length', [8, 48, 64, 512])
 def test_rounding_is_no_difference(length):
   """In BF16 and in FP32 throughout: the most that exact engines differ by."""

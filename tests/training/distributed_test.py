@@ -1,6 +1,7 @@
 """Several processes through real torchrun (Gloo): one process's step to the rounding of sums, and the same bits on all."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -35,6 +36,11 @@ def test_every_process_has_the_same_bits(results, world, key):
   for other in others:
     assert all(torch.equal(leaf, other['state'][path]) for path, leaf in first['state'].items())
     assert first['steps'] == other['steps']
+
+
+@pytest.mark.parametrize('world', [1, 2, 4])
+def test_every_process_hears_of_each(results, world):
+  assert [rank['from_each'] for rank in results[world]] == [[[rank, math.inf] for rank in range(world)]] * world
 
 
 @pytest.mark.parametrize('world', [2, 4])

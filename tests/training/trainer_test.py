@@ -1,6 +1,7 @@
 """A stage that does not fit into the memory is made smaller at warm-up, and the choice is kept."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -12,10 +13,12 @@ from tests.training.step_test import clone
 from yxanul.config import registry
 from yxanul.config.convert import from_config
 from yxanul.data.prepare import prepare
+from yxanul.kernels import attention_choice
+from yxanul.kernels.attention_choice import Trials
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
-from yxanul.training.distributed import is_out_of_memory
+from yxanul.training.distributed import Processes, is_out_of_memory
 from yxanul.training.state import flatten
 from yxanul.training.trainer import Trainer, curriculum_for, usable_bytes
 
@@ -78,6 +81,27 @@ def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
   elsewhere = {**choices, 'engines': {**choices['engines'], 'linear': 'te'}}
   assert trainer.choose(elsewhere) == ['linears ran through te before the checkpoint and run through reference here']
   assert trainer.engines.linear == 'reference'
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers(Processes):
+  """The first of several, whose others say what stands here."""
+
+  others: tuple = ()
+
+  def from_each(self, value):
+    return json.loads(json.dumps([value, *self.others]))
+
+
+def test_attention_that_is_off_on_any_card_is_left_out(prepared, monkeypatch):
+  """This process finds nothing wrong, and its own display is the one that is read."""
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'short'])
+  monkeypatch.setattr(attention_choice, 'attempt', lambda *_: Trials({'short': 1.0, 'sdpa': 2.0}, {}))
+  trainer, told = build(prepared, tiny.spec()), []
+  assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'short'
+  trainer.processes = Peers(others=([{'sdpa': 1.0}, {'short': float('inf')}],))
+  assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'sdpa'
+  assert told[-1] == 'stage 1: attention short is left out, as it is off by inf here; please report it'
 
 
 def test_a_single_row_that_does_not_fit_is_one_line(prepared, monkeypatch):
