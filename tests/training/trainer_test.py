@@ -83,6 +83,57 @@ def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
   assert trainer.engines.linear == 'reference'
 
 
+def test_what_a_gpu_chose_is_replaced_where_there_is_none(prepared):
+  trainer, told = build(prepared, tiny.spec(precision__matmul='bf16')), []
+  choices = trainer.choices()
+  gpu = {**choices['engines'], 'attention': 'cudnn', 'vocab_loss': 'triton'}
+  elsewhere = {**choices, 'engines': gpu, 'attention': ['short'] * 8 + ['grouped', 'sdpa']}
+  assert trainer.choose(elsewhere) == [
+    'the vocabulary loss ran through triton before the checkpoint and runs through chunked here',
+    'attention of stages 1, 2, 3, 4, 5, 6, 7, 8 ran through short before the checkpoint and runs through sdpa here',
+    'attention of stage 9 ran through grouped before the checkpoint and runs through sdpa here',
+  ]
+  assert trainer.choices() == choices
+  assert elsewhere['attention'][0] == 'short'  # what was read stays as it was
+  trainer.warm(0, calibrate_first=False, tell=told.append)
+  assert told == []
+
+
+def test_a_gpu_takes_what_it_can(prepared, monkeypatch):
+  ada = Capabilities('cuda', 'x', (8, 9), 8 * 10**9, (('triton', '3.6.0'),))
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash', 'short'])
+  trainer = build(prepared, tiny.spec(precision__matmul='bf16'))
+  trainer._capabilities, trainer.device = ada, torch.device('cuda')
+  choices = trainer.choices()
+  engines = {'linear': 'bf16', 'attention': 'flash', 'vocab_loss': 'triton'}
+  elsewhere = {**choices, 'engines': engines, 'attention': ['short', 'flash'] * 5}
+  assert trainer.choose(elsewhere) == []
+  assert trainer.choices() == elsewhere
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash'])
+  line = 'attention of stages 1, 3, 5, 7, 9 ran through short before the checkpoint and runs through flash here'
+  assert trainer.choose(elsewhere) == [line]
+  assert trainer.choices()['attention'] == ['flash'] * 10
+
+
+def test_a_checkpoints_attention_is_kept_where_it_is_right(prepared, monkeypatch):
+  tried = []
+
+  def attempt(model, seq_len, engines, device):
+    tried.append((seq_len, engines))
+    return Trials({'sdpa': 2.0}, {'short': 0.7}) if 'short' in engines else Trials({'flash': 3.0, 'sdpa': 2.0}, {})
+
+  monkeypatch.setattr(attention_choice, 'attempt', attempt)
+  trainer, told = build(prepared, tiny.spec(precision__matmul='bf16')), []
+  trainer.choose(trainer.choices())
+  trainer._measures_attention, trainer._attention = True, ['short'] * 7 + ['short', 'flash', 'sdpa']
+  position = trainer.curriculum.stages[7].start_tokens
+  trainer.warm(position, calibrate_first=False, tell=told.append)
+  lengths = [stage.spec.seq_len for stage in trainer.curriculum.stages]
+  assert tried == [(lengths[7], ['sdpa', 'short']), (lengths[8], ['sdpa', 'flash'])]
+  assert trainer.choices()['attention'][7:] == ['sdpa', 'flash', 'sdpa']
+  assert told == ['stage 8: attention short is left out, as it is off by 0.7 here; please report it']
+
+
 @dataclasses.dataclass(frozen=True)
 class Peers(Processes):
   """The first of several, whose others say what stands here."""
