@@ -33,7 +33,7 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning import flops
 from yxanul.training import benchmark_kernels
 from yxanul.training.curriculum import Curriculum, Stage, token_shares
-from yxanul.training.distributed import ALONE, Processes
+from yxanul.training.distributed import ALONE, PeerLost, Processes
 from yxanul.training.graphs import StepCache
 from yxanul.training.metrics import MetricsQueue
 from yxanul.training.state import TrainState
@@ -370,6 +370,8 @@ def attempt(what: str, do: Callable[[], Row], tell: Tell) -> Row:
   """What `do` returns; where it fails, {'error': its line}, so that one part that fails does not lose the others."""
   try:
     return do()
+  except PeerLost:  # whatever came next would wait for it again
+    raise
   except Exception as error:
     line = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else "no message"}'
   tell(f'{what}: failed, {line}')
