@@ -200,6 +200,15 @@ def test_the_figures_on_the_front_page_are_the_records(record, figure, form):
   assert form.format(figures[figure]['value']) in README.partition('## Start')[0]
 
 
+def test_attention_is_as_many_times_as_fast_as_its_record_says():
+  figures = json.loads((tiny.REPOSITORY / 'experiments/records/2026-11-22_kernel-attention-short/record.json').read_text())[
+    'figures'
+  ]
+  ours, cudnn = ([figures[f'first_run_{name}_{n}']['value'] for n in (8, 32, 256)] for name in ('ms', 'peer_cudnn_ms'))
+  times = re.search(r'\| ([\d., ]+) times as fast as cuDNN \|', README).group(1).split(', ')
+  assert [float(n) for n in times] == [pytest.approx(a / b, rel=0.01) for a, b in zip(cudnn, ours, strict=True)]
+
+
 def test_the_fields_that_readme_names_exist():
   from yxanul.config import cli
   from yxanul.config.convert import default_config
