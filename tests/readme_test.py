@@ -50,7 +50,7 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.compare ', 'small', ['--seconds=0.3', '--seeds=1', '--set=data.validation_fraction=0.1']),
   (r'torchrun ', 'parsed', []),  # GPUs
   (r'python -m pytest$', 'shell', []),  # this suite
-  (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
+  (r'(PIP_CONSTRAINT=.* )?pip install (--no-build-isolation )?-e ', 'extras', []),
   (r'python third_party/nvidia_pins\.py ', 'shell', []),  # NVIDIA's image
   (r'(docker|vastai) ', 'shell', []),
 )
@@ -148,6 +148,17 @@ def test_readme(command, clone, request):
     assert done.returncode == 0, done.stderr
     if 'python -m yxanul' in command:
       parse(words[words.index('python') :], clone)
+
+
+def test_what_is_compiled_against_torch_is_installed_after_it_and_sees_it():
+  """An isolated build has no torch, which the setup.py of Transformer Engine's torch part and of flash-attn import."""
+  setup = (tiny.REPOSITORY / 'setup.py').read_text()
+  assert 'flash-attn' not in setup  # torch has a flash attention of its own
+  steps = "pip install -e . && pip install --no-build-isolation -e '.[gpu]'\n"
+  assert steps in README
+  assert README.count('[gpu]') == README.count("--no-build-isolation -e '.[gpu]'")
+  skypilot = tiny.REPOSITORY / 'third_party' / 'skypilot.yaml'
+  assert not skypilot.exists() or steps in skypilot.read_text()
 
 
 def test_the_python_that_readme_shows_runs(clone):
