@@ -27,7 +27,6 @@ from yxanul.planning.flops import peak_flops
 from yxanul.reporting import tables
 from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
-from yxanul.training.benchmark import matmul_format
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.checkpoint_shared import SharedCheckpoints
 from yxanul.training.curriculum import Curriculum
@@ -38,6 +37,7 @@ from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.sharding import sharding_for
 from yxanul.training.state import generator
+from yxanul.training.step import matmul_format
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 from yxanul.training.validation import Validation

@@ -133,24 +133,6 @@ def test_loader_hands_on_what_went_wrong(data):
     list(loader)
 
 
-def test_document_boundaries_are_row_starts_and_end_of_text(data):
-  stream = batches.Stream(data, 0)
-  rows, seq_len = 6, 50
-  inputs = torch.from_numpy(stream.read(13, rows * seq_len)[:-1])
-  capacity = rows + stream.most_documents(rows * seq_len)
-  boundaries = batches.document_boundaries(inputs, seq_len, END, capacity)
-  starts = sorted({*range(0, rows * seq_len, seq_len), *np.flatnonzero(inputs == END).tolist()})
-  assert boundaries.dtype == torch.int32
-  assert boundaries.tolist() == starts + [rows * seq_len] * (capacity + 1 - len(starts))
-
-
-def test_no_window_touches_more_documents_than_most_documents(data):
-  stream = batches.Stream(data, 0)
-  for size in (1, 10, 100, data.n_tokens, 3 * data.n_tokens):
-    most = max(np.count_nonzero(stream.read(p, size)[:-1] == END) for p in range(0, 2 * data.n_tokens, 37))
-    assert most <= stream.most_documents(size)
-
-
 @pytest.mark.parametrize('max_tokens', [1, 200, 10**9])
 @pytest.mark.parametrize('stride', [None, 16, 5, 1])
 def test_evaluation_scores_every_token_of_whole_documents_once(data, max_tokens, stride):

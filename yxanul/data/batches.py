@@ -83,12 +83,6 @@ class Stream:
     for chosen in np.split(order, np.flatnonzero(np.diff(shard_numbers[order])) + 1):
       _gather(self.shards.tokens[shard_numbers[chosen[0]]], starts[chosen], begins[chosen], ends[chosen], out)
 
-  def most_documents(self, n_tokens: int) -> int:
-    """A bound on the documents that any `n_tokens` tokens of the stream can touch: the shortest ones, side by side."""
-    shortest = np.sort(self.shards.lengths)
-    passes = 1 + -(-n_tokens // self.tokens_per_epoch)  # of the epoch that the window can lie over
-    return 2 + passes * int(np.searchsorted(np.cumsum(shortest) * passes, n_tokens, side='right') + 1)
-
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
   """out[begins[i]:ends[i]] = tokens[starts[i]:...] for every i; by slices where they are long, at once where not."""
@@ -178,30 +172,6 @@ class Loader:
 
   def __exit__(self, *_) -> None:
     self.close()
-
-
-def document_boundaries(inputs: torch.Tensor, seq_len: int, end_of_text_id: int, capacity: int) -> torch.Tensor:
-  """Where attention may not look back, in the form that variable-length attention takes (`cu_seqlens`).
-
-  A segment starts at every row and at every end-of-text token, which is the first token's context. Only fixed shapes and
-  no sync, on any device, so it may be part of a captured graph.
-
-  Args:
-    inputs: (B * T,) the inputs of a batch, row by row.
-    seq_len: T.
-    end_of_text_id: the token between documents.
-    capacity: most segments there can be: B + stream.most_documents(B * T).
-
-  Returns:
-    int32 (capacity + 1,): the start of each segment, then B * T to the end.
-  """
-  total = inputs.numel()
-  places = torch.arange(total, device=inputs.device, dtype=torch.int32)
-  is_start = (inputs == end_of_text_id) | (places % seq_len == 0)
-  number = torch.where(is_start, torch.cumsum(is_start, 0) - 1, capacity).clamp_(max=capacity)
-  boundaries = torch.full((capacity + 1,), total, dtype=torch.int32, device=inputs.device)
-  # Every place that starts nothing writes the total into the last slot, which is what it holds.
-  return boundaries.scatter_(0, number, torch.where(is_start, places, total))
 
 
 class Documents(Protocol):
