@@ -179,6 +179,9 @@ def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
     read_params(tmp_path / 'c', {'blocks.qkv.weight': (4, 4)})
   with pytest.raises(ValueError, match='missing: holds no checkpoint'):
     read_params(tmp_path / 'missing', shapes)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ValueError, match=r'^.*/empty: holds no checkpoint$'):
+    read_params(tmp_path / 'empty', shapes)
 
 
 def test_a_changed_digit_in_the_host_object_is_noticed(tmp_path):

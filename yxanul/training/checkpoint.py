@@ -311,4 +311,6 @@ def read_params(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[
         notes.append(f'checkpoint of step {step} is not usable ({_reason(error)})')
         continue
       return {name: from_numpy(arrays[f'params/{name}']) for name in shapes}, host, notes
-  raise ValueError(f'{"; ".join(notes) or "no checkpoint"}: no sound checkpoint in {folder}')
+  if not notes:
+    raise ValueError(f'{folder}: holds no checkpoint')
+  raise ValueError(f'{"; ".join(notes)}: no sound checkpoint in {folder}')

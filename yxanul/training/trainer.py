@@ -237,7 +237,8 @@ class Trainer:
       )
     self._pieces[stage.index] = possible[0]
     whole = f'--config.curriculum.stages[{stage.index}].batch_size={rows // possible[0] * world}'
-    tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on; {whole} should go through whole')
+    them = 'them' if parts == 1 else f'the {rows}'
+    tell(f'{what} with {rows // parts} rows at once; splitting {them} into {possible[0]} parts; to avoid splitting: {whole}')
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
     taken, off = self._tried_attention(stage, self._possible_attention(stage))
