@@ -263,7 +263,8 @@ def _train(
     result = _result(session, trainer, progress, prepared, resumed_from)
     with session.writing(path):
       write_atomically(path, _json(result))
-    samples.unlink(missing_ok=True)  # those of a result that could not be read
+    with session.writing(samples):
+      samples.unlink(missing_ok=True)  # those of an earlier result
   if not samples.exists():  # after the result, which nothing that happens while sampling may cost
     stop.check('sampling')
     with session.writing(samples):

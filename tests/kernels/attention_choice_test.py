@@ -106,6 +106,7 @@ def test_rounding_is_no_difference(length):
 def test_candidates_without_a_gpu(monkeypatch):
   monkeypatch.setattr(attention_choice, 'supports_short', lambda *_: True)
   monkeypatch.setattr(attention_choice, 'supports_long', lambda *_: False)
+  monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: False)  # as a run in this process may have left it
   h100 = Capabilities('cuda', versions=(('flash_attn', '2.8'),))
   assert attention_choice.candidates(MODEL, 512, h100, CPU) == ['sdpa', 'flash', 'cudnn', 'flash_attn', 'short']
   assert attention_choice.candidates(MODEL, 256, Capabilities('cuda'), CPU) == ['sdpa', 'flash', 'short']

@@ -187,6 +187,7 @@ class Trainer:
     if calibrate_first and is_fp8(self.engines):
       self._calibrate()
     if self._measures_attention and self.engines.linear != 'fp32':
+      self._attention = self.processes.from_first(self._attention)  # machines may differ in what they can keep
       for stage in left if self._keeps_attention else self.curriculum.stages:
         choose = self._checked_attention if self._keeps_attention else self._fastest_attention
         self._attention[stage.index] = self.processes.from_first(choose(stage, tell))
