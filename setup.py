@@ -32,7 +32,7 @@ setup(
     'tokenizers>=0.21',
   ],
   extras_require={
-    'gpu': ['transformer-engine[pytorch]>=2.9', 'flash-attn>=2.7', 'nvidia-ml-py>=12'],
+    'gpu': ['transformer-engine[pytorch]>=2.9', 'nvidia-ml-py>=12'],  # --no-build-isolation, with torch installed before
     'eval': ['lm-eval>=0.4.9'],
     'tensorboard': ['tensorboard>=2.16'],
     'wandb': ['wandb>=0.31'],

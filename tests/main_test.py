@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.faults import world
+from tests.faults.memory import limit_memory
+from yxanul import run
 from yxanul.data import shards_check
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
@@ -97,6 +101,25 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
   assert status == 0, errors
   assert tiny.same_arrays(workdir, whole)
   assert tiny.metrics(workdir) == tiny.metrics(whole)
+
+
+def killed_when_all_is_saved() -> None:
+  for thread in threading.enumerate():
+    if thread.name == 'checkpoint':
+      thread.join()
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kill_while_sampling_costs_no_result(whole, tmp_path):
+  workdir, data = tmp_path / 'run', {'data__directory': str(whole / 'data')}
+  status, output, _ = world.run(workdir, world.Event('sampling', 1, killed_when_all_is_saved), **data)
+  assert status == -signal.SIGKILL, output
+  result = (workdir / 'result.json').read_bytes()
+  assert not (workdir / 'samples.txt').exists()
+  status, output, _ = world.run(workdir, **data)
+  assert status == 0, output
+  assert (workdir / 'result.json').read_bytes() == result
+  assert len((workdir / 'samples.txt').read_text().split('---')) == 3
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -298,8 +321,20 @@ def test_what_is_printed_may_be_cut_short(flag, start):
   assert done.stdout.startswith(start)
 
 
-def test_config_stands_before_anything_is_prepared(tmp_path):
-  """A run that was stopped while preparing is not taken up by another configuration."""
+def test_a_start_that_failed_binds_nobody(whole, tmp_path):
+  """The settings turn out wrong where the steps are made, after all that is prepared: the corrected command goes on."""
+  workdir, fields = tmp_path / 'run', {'data__directory': str(whole / 'data')}
+  too_little = world.Event('making the steps', 1, limit_memory, (10,))
+  status, output, _ = world.run(workdir, too_little, seed=3, **fields)
+  assert (status, 'cannot be split further' in output) == (2, True), output
+  assert json.loads((workdir / 'config.json').read_text())['seed'] == 3  # what a report is made from
+  status, output, _ = world.run(workdir, **fields)
+  assert status == 0, output
+  status, output, _ = world.run(workdir, seed=3, **fields)
+  assert (status, 'config.seed: 0 -> 3' in output) == (2, True), output
+
+
+def test_a_start_that_was_killed_binds_nobody(tmp_path):
   workdir = tmp_path / 'run'
   process = tiny.main(f'--workdir={workdir}', *tiny.flags())
   while process.poll() is None and not (workdir / 'data').exists():
@@ -307,9 +342,20 @@ def test_config_stands_before_anything_is_prepared(tmp_path):
   process.kill()
   process.communicate()
   assert json.loads((workdir / 'config.json').read_text())['model']['d_model'] == 32
-  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags(seed=3)))
+  run.check_workdir(tiny.spec(seed=3), workdir)
+  (workdir / 'checkpoints' / '0').mkdir(parents=True)
+  with pytest.raises(ValueError, match=r'config\.seed: 0 -> 3'):
+    run.check_workdir(tiny.spec(seed=3), workdir)
+
+
+def test_groups_that_do_not_fit_the_model_are_told_before_anything_is_prepared(tmp_path):
+  source = tmp_path / 'text.txt'
+  source.write_bytes(b'\xff')
+  arguments = tiny.flags(data__source=source, **{'optimizer__groups[1]__optimizer': 'muon'})
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={tmp_path / "run"}', *arguments))
   assert status == 2
-  assert 'config.seed: 0 -> 3' in errors
+  assert "gives muon 'embedding.table', wants block matrices only" in errors
+  assert not (tmp_path / 'run').exists()
 
 
 def test_dry_run_shows_the_rule_and_writes_nothing(tmp_path):

@@ -50,7 +50,7 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.compare ', 'small', ['--seconds=0.3', '--seeds=1', '--set=data.validation_fraction=0.1']),
   (r'torchrun ', 'parsed', []),  # GPUs
   (r'python -m pytest$', 'shell', []),  # this suite
-  (r'(PIP_CONSTRAINT=.* )?pip install -e ', 'extras', []),
+  (r'(PIP_CONSTRAINT=.* )?pip install (--no-build-isolation )?-e ', 'extras', []),
   (r'python third_party/nvidia_pins\.py ', 'shell', []),  # NVIDIA's image
   (r'(docker|vastai) ', 'shell', []),
 )
@@ -150,6 +150,17 @@ def test_readme(command, clone, request):
       parse(words[words.index('python') :], clone)
 
 
+def test_what_is_compiled_against_torch_is_installed_after_it_and_sees_it():
+  """An isolated build has no torch, which the setup.py of Transformer Engine's torch part and of flash-attn import."""
+  setup = (tiny.REPOSITORY / 'setup.py').read_text()
+  assert 'flash-attn' not in setup  # torch has a flash attention of its own
+  steps = "pip install -e . && pip install --no-build-isolation -e '.[gpu]'\n"
+  assert steps in README
+  assert README.count('[gpu]') == README.count("--no-build-isolation -e '.[gpu]'")
+  skypilot = tiny.REPOSITORY / 'third_party' / 'skypilot.yaml'
+  assert not skypilot.exists() or steps in skypilot.read_text()
+
+
 def test_the_python_that_readme_shows_runs(clone):
   """On what the commands above left: the exported model, in transformers alone."""
   if not (clone / 'exported').exists():
@@ -198,6 +209,15 @@ def test_the_figures_on_the_front_page_are_the_records(record, figure, form):
   records = (tiny.REPOSITORY / 'experiments' / 'records' / name for name in re.findall(rf'`([\d-]+_{record})`', README))
   figures = next(f for r in records if figure in (f := json.loads((r / 'record.json').read_text())['figures']))
   assert form.format(figures[figure]['value']) in README.partition('## Start')[0]
+
+
+def test_attention_is_as_many_times_as_fast_as_its_record_says():
+  figures = json.loads((tiny.REPOSITORY / 'experiments/records/2026-11-22_kernel-attention-short/record.json').read_text())[
+    'figures'
+  ]
+  ours, cudnn = ([figures[f'first_run_{name}_{n}']['value'] for n in (8, 32, 256)] for name in ('ms', 'peer_cudnn_ms'))
+  times = re.search(r'\| ([\d., ]+) times as fast as cuDNN \|', README).group(1).split(', ')
+  assert [float(n) for n in times] == [pytest.approx(a / b, rel=0.01) for a, b in zip(cudnn, ours, strict=True)]
 
 
 def test_the_fields_that_readme_names_exist():

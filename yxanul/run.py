@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yxanul.config.convert import deciding, differing_fields, is_saved, listed, to_dict
+from yxanul.config.convert import deciding_differences, is_saved, listed, to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
@@ -27,7 +27,6 @@ from yxanul.planning.flops import peak_flops
 from yxanul.reporting import tables
 from yxanul.reporting.display import Display
 from yxanul.reporting.report import write_report
-from yxanul.training.benchmark import matmul_format
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.checkpoint_shared import SharedCheckpoints
 from yxanul.training.curriculum import Curriculum
@@ -38,6 +37,7 @@ from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.sharding import sharding_for
 from yxanul.training.state import generator
+from yxanul.training.step import matmul_format
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 from yxanul.training.validation import Validation
@@ -154,16 +154,20 @@ def _alone(workdir: Path) -> Iterator[None]:
         folder.rmdir()
 
 
+def _binds(workdir: Path) -> bool:
+  """Whether something there was trained: until then a start that failed, for its settings or another reason, binds nobody."""
+  return (workdir / 'result.json').exists() or any(path.name.isdigit() for path in workdir.glob('checkpoints/*'))
+
+
 @contextlib.contextmanager
 def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
   """`config.json` stands before anything else does; it goes again where the settings turn out wrong."""
   path = workdir / 'config.json'
-  is_new = not path.exists()
   write_atomically(path, _json(to_dict(spec)))
   try:
     yield
   except (ValueError, OSError):
-    if is_new:
+    if not _binds(workdir):
       path.unlink()
     raise
 
@@ -255,13 +259,16 @@ def _train(
   if restored and progress.step == resumed_from and (before := _read_result(path)):
     result = before  # the run was over then: what it left stays as it is
   else:
-    stop.check('sampling')
-    with session.writing(samples):
-      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
     stop.check('writing the results')
     result = _result(session, trainer, progress, prepared, resumed_from)
     with session.writing(path):
       write_atomically(path, _json(result))
+    with session.writing(samples):
+      samples.unlink(missing_ok=True)  # those of an earlier result
+  if not samples.exists():  # after the result, which nothing that happens while sampling may cost
+    stop.check('sampling')
+    with session.writing(samples):
+      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
   stop.check('writing the report')
   with session.writing(report):
     write_report(workdir)
@@ -292,8 +299,8 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
       raise ValueError(f'{path}: not readable as JSON ({error})') from None
     if not is_saved(before):
       raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
-    differing = differing_fields(deciding(before), deciding(to_dict(spec)))
-    if differing:
+    differing = deciding_differences(before, to_dict(spec))
+    if differing and _binds(workdir):
       raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
   elif workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir}: is not a folder')

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from yxanul.config import registry
-from yxanul.config.convert import default_config, differing_fields, from_config, to_config, to_dict
+from yxanul.config.convert import deciding_differences, default_config, differing_fields, from_config, to_config, to_dict
 from yxanul.config.spec import ExperimentSpec
 from yxanul.config.variants import parse_variant
 
@@ -132,6 +132,16 @@ def test_differing_fields_names_both_values():
   assert differing_fields(a, b) == ['seed: 0 -> 3', 'model.d_model: 768 -> 512']
   # What comes back from JSON has lists for tuples.
   assert differing_fields(json.loads(json.dumps(a)), a) == []
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default():
+  now = to_dict(ExperimentSpec(name='x'))
+  before = json.loads(json.dumps(now))
+  del before['training']['spike_deviations'], before['sample'], before['curriculum']['stages'][0]['window']
+  before['data']['workers'] = 7
+  assert deciding_differences(before, now) == []
+  now['training']['spike_deviations'] = 5.0
+  assert deciding_differences(before, now) == ['training.spike_deviations: 10.0 -> 5.0']
 
 
 def test_variants_are_typed():

@@ -40,7 +40,7 @@ def out_of_memory(rng: random.Random, world: World) -> None:
   parts, workdir = world.new(), world.new()
   status, output, _ = run(parts, limited, **world.data)
   assert status == 0, output
-  assert output.count('out of memory in 1 parts of') == sum(stage.tokens_per_step > most for stage in stages), output
+  assert output.count('at once; splitting them into') == sum(stage.tokens_per_step > most for stage in stages), output
   # The same gradients but for the order of their sums.
   assert tiny.apart(parts, world.whole, 1e-5, grad_norm=1e-4) == []
   assert not tiny.same_arrays(parts, world.whole)

@@ -78,6 +78,15 @@ def test_where_nothing_runs_nothing_is_chosen(trial):
   assert attention_choice.attempt(MODEL, 64, ['sdpa'], CPU) == ({}, {})
 
 
+def test_what_is_wrong_on_one_of_several_devices_is_left_out_on_all():
+  first = attention_choice.Trials({'short': 1.0, 'flash': 2.0, 'cudnn': 2.5, 'sdpa': 3.0}, {'grouped': 0.2})
+  second = attention_choice.Trials({'sdpa': 1.0, 'flash': 2.0}, {'short': 0.7, 'grouped': 0.4})  # and cuDNN does not run there
+  taken, off = attention_choice.agreed([first, second])
+  assert list(taken.items()) == [('flash', 2.0), ('sdpa', 3.0)]
+  assert off == {'short': 0.7, 'grouped': 0.4}
+  assert attention_choice.agreed([first]) == first
+
+
 @pytest.mark.parametrize('length', [8, 48, 64, 512])
 def test_rounding_is_no_difference(length):
   """In BF16 and in FP32 throughout: the most that exact engines differ by."""
@@ -97,6 +106,7 @@ def test_rounding_is_no_difference(length):
 def test_candidates_without_a_gpu(monkeypatch):
   monkeypatch.setattr(attention_choice, 'supports_short', lambda *_: True)
   monkeypatch.setattr(attention_choice, 'supports_long', lambda *_: False)
+  monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: False)  # as a run in this process may have left it
   h100 = Capabilities('cuda', versions=(('flash_attn', '2.8'),))
   assert attention_choice.candidates(MODEL, 512, h100, CPU) == ['sdpa', 'flash', 'cudnn', 'flash_attn', 'short']
   assert attention_choice.candidates(MODEL, 256, Capabilities('cuda'), CPU) == ['sdpa', 'flash', 'short']

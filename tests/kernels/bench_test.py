@@ -1,9 +1,14 @@
 """How kernels are timed: what a row holds, what a floor is, and that a peer that fails does not end the rest."""
 
+import contextlib
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from tests import tiny
+from yxanul.kernels import attention
+from yxanul.kernels.bench import attention as bench
 from yxanul.kernels.bench import measure
 from yxanul.kernels.bench.measure import Case, Rates, Subject, Work
 from yxanul.training import benchmark_isolated
@@ -44,6 +49,19 @@ def test_a_peer_that_fails_is_named_with_its_reason():
   figures = benchmark_isolated.figures([row | {'key': '4', 'floor_ms': 7}, row])
   assert set(figures) == {'floor_ms', 'ms', 'floor_ms_4', 'ms_4', 'floor_ms_8', 'ms_8'}
   assert (figures['floor_ms']['value'], figures['floor_ms_4']['value']) == (2, 7)
+
+
+@pytest.mark.parametrize('length', [8, 512])
+def test_a_column_is_the_kernel_that_it_names(length, monkeypatch):
+  """`attention` runs another where one is not to be trusted in a run: cuDNN over short rows."""
+  asked = []
+  monkeypatch.setattr(attention, 'sdpa_kernel', lambda backends: contextlib.nullcontext(asked.append(backends)))
+  monkeypatch.setattr(torch, 'compile', lambda function, **_: function)
+  model = tiny.spec().model
+  bench._alone(bench._library('cudnn'), model, 2, length, CPU)
+  bench._compiled(model, 2, length, CPU)
+  bench._alone(bench._library('flash'), model, 2, length, CPU)
+  assert asked == [[SDPBackend.CUDNN_ATTENTION], [SDPBackend.CUDNN_ATTENTION], [SDPBackend.FLASH_ATTENTION]]
 
 
 @pytest.mark.parametrize('name', benchmark_isolated.KERNELS)

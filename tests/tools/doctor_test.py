@@ -43,10 +43,11 @@ def test_the_preflight_of_an_experiment_that_can_run(tmp_path):
 
 def test_a_workdir_of_another_run_cannot_take_this_one(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(to_dict(tiny.spec(seed=7))))
+  (tmp_path / 'result.json').write_text('{}')
   done = run(*tiny.flags(), f'--workdir={tmp_path}')
   assert done.returncode == 1
   assert 'holds a run of another configuration' in done.stdout
-  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'result.json']
 
 
 def test_a_logger_without_its_package_cannot_run(tmp_path, monkeypatch):

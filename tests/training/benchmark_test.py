@@ -15,6 +15,7 @@ from yxanul.training import benchmark, benchmark_peers
 from yxanul.training.benchmark import Effort, attempt, figures, measure, narrowed, ratios, schedule
 from yxanul.training.benchmark_kernels import PARTS, RULES, Kernel, covered_ns, part_of, summarize
 from yxanul.training.curriculum import Curriculum, token_shares
+from yxanul.training.distributed import PeerLost
 
 CPU = Capabilities('cpu', 'CPU', memory_bytes=8 * 10**9)
 SHORT = Effort(steps=2, warmup_steps=1, profile_steps=2)
@@ -202,6 +203,14 @@ def test_what_fails_is_told_in_a_line():
 
   assert attempt('profiler', fail, told.append) == {'error': 'RuntimeError: CUDA error'}
   assert told == ['profiler: failed, RuntimeError: CUDA error']
+
+
+def test_a_process_that_is_gone_ends_the_benchmark():
+  def lose():
+    raise PeerLost('another process is gone')
+
+  with pytest.raises(PeerLost):
+    attempt('stage 1', lose, pytest.fail)
 
 
 # --- real steps

@@ -151,6 +151,18 @@ def test_other_shapes_are_refused(tmp_path):
   checkpoints.close()
 
 
+def test_fp8_that_this_machine_lacks_is_named(tmp_path):
+  saved(tmp_path / 'c', [1])
+  checkpoints, without = Checkpoints(tmp_path / 'c', 2), state()._replace(fp8_state={})
+  with pytest.raises(ValueError, match=r'the checkpoint of step 1 was trained in FP8, which this machine does not run; wants'):
+    checkpoints.restore(without)
+  checkpoints.save(without._replace(step=torch.tensor(2)), {})
+  with pytest.raises(ValueError, match=r'step 2 was trained without FP8, which this machine does run; wants one without FP8'):
+    checkpoints.restore(state())
+  checkpoints.close()
+  assert checkpoints.steps() == [1, 2]
+
+
 def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
   shapes = {'blocks.qkv.weight': (40, 30)}
   saved(tmp_path / 'c', [1, 2, 3])
@@ -167,6 +179,9 @@ def test_parameters_are_read_alone_and_nothing_is_changed(tmp_path):
     read_params(tmp_path / 'c', {'blocks.qkv.weight': (4, 4)})
   with pytest.raises(ValueError, match='missing: holds no checkpoint'):
     read_params(tmp_path / 'missing', shapes)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ValueError, match=r'^.*/empty: holds no checkpoint$'):
+    read_params(tmp_path / 'empty', shapes)
 
 
 def test_a_changed_digit_in_the_host_object_is_noticed(tmp_path):
@@ -207,6 +222,8 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
   assert not (tmp_path / 'c_broken').exists()
   # How a run is looked after may change between its sessions.
   kept = {**config, 'training': {'checkpoints_kept': 9, 'execution': 'eager', 'checkpoint_command': 'cp'}}
+  kept['data'] = {'workers': 3}
+  kept['seed'], kept['evaluation'] = 0, {'every_share': 0.05}  # a field that an older version did not save, at its default
   free = Checkpoints(tmp_path / 'c', 2, config=kept)
   free.restore(fresh)
   assert same(fresh, state(1, 1))

@@ -1,6 +1,9 @@
 """Several processes through real torchrun (Gloo): one process's step to the rounding of sums, and the same bits on all."""
 
 import dataclasses
+import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,6 +38,11 @@ def test_every_process_has_the_same_bits(results, world, key):
   for other in others:
     assert all(torch.equal(leaf, other['state'][path]) for path, leaf in first['state'].items())
     assert first['steps'] == other['steps']
+
+
+@pytest.mark.parametrize('world', [1, 2, 4])
+def test_every_process_hears_of_each(results, world):
+  assert [rank['from_each'] for rank in results[world]] == [[[rank, math.inf] for rank in range(world)]] * world
 
 
 @pytest.mark.parametrize('world', [2, 4])
@@ -109,6 +117,25 @@ def test_a_batch_that_cannot_be_shared_is_refused():
   Processes(0, 24).check(fp8)
   with pytest.raises(ValueError, match=r'got 48, wants a multiple of the 48 processes, each with a multiple of 16 tokens'):
     Processes(0, 48).check(fp8)
+
+
+def test_a_gpu_that_hangs_is_one_line_and_a_status():
+  """Alone: there is no peer that could be lost."""
+  code = """
+from yxanul.training import metrics
+from yxanul.training.distributed import join
+
+metrics.PEER_SECONDS = 0
+class Hung:
+  query = staticmethod(lambda: False)
+with join():
+  queue = metrics.MetricsQueue(metrics.torch.device('cpu'))
+  queue._waiting.append((Hung, None, None))
+  queue.get()
+"""
+  done = subprocess.run([sys.executable, '-c', code], cwd=tiny.REPOSITORY, capture_output=True, text=True, check=False)
+  line = 'error: a step did not end in 0 s; what is saved stands, the same command goes on from there\n'
+  assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

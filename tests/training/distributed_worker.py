@@ -6,6 +6,7 @@ takes the whole batch.
 
 import dataclasses
 import itertools
+import math
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def main(folder: Path) -> None:
         'skipped': metrics.skipped,
         'untouched': same,
       }
+    results['from_each'] = processes.from_each([processes.rank, math.inf])
     torch.save(results, folder / f'{processes.world}-{processes.rank}.pt')
 
 

@@ -47,6 +47,19 @@ def test_every_stage_is_made_once_whatever_the_rates(engines):
   assert int(state.step) == 30
 
 
+def test_rates_go_to_the_device_without_waiting_for_it(monkeypatch):
+  """A copy of a number from the host's ordinary memory waits for all that was launched before it."""
+  given = []
+  spec, _, state, _, tokens = make()
+  cache = StepCache(lambda *_: lambda state, tokens, *rates: given.append(rates), 'eager', CPU)
+  monkeypatch.setattr(torch, 'tensor', lambda *_, **__: pytest.fail('copied from the host'))
+  cache(Curriculum(spec).stages[0], state, tokens, 1e-3, 2.0)
+  assert [(rate.dtype, rate.shape, rate.item()) for rate in given[0]] == [
+    (torch.float32, (), pytest.approx(1e-3, rel=1e-6)),
+    (torch.float32, (), 2.0),
+  ]
+
+
 @pytest.mark.parametrize('engines', [FP32, FP8], ids=['fp32', 'fp8 reference'])
 @pytest.mark.parametrize('pieces', [2, 4])
 def test_rows_in_pieces_are_the_same_step(engines, pieces):

@@ -1,6 +1,7 @@
 """A stage that does not fit into the memory is made smaller at warm-up, and the choice is kept."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -12,10 +13,12 @@ from tests.training.step_test import clone
 from yxanul.config import registry
 from yxanul.config.convert import from_config
 from yxanul.data.prepare import prepare
+from yxanul.kernels import attention_choice
+from yxanul.kernels.attention_choice import Trials
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
-from yxanul.training.distributed import is_out_of_memory
+from yxanul.training.distributed import Processes, is_out_of_memory
 from yxanul.training.state import flatten
 from yxanul.training.trainer import Trainer, curriculum_for, usable_bytes
 
@@ -51,8 +54,9 @@ def test_a_stage_out_of_memory_goes_through_in_parts(prepared, small_memory, pre
   before = flatten(clone(trainer.state))
   trainer.warm(0, calibrate_first=True, tell=told.append)
   assert trainer.choices()['pieces'] == [2] * 8 + [3, 2]  # three rows do not go into two parts
-  override = '--config.curriculum.stages[0].batch_size=24 should go through whole'
-  assert told[0] == f'stage 1 (length 8): out of memory in 1 parts of 48 rows; in 2 from now on; {override}'
+  override = '--config.curriculum.stages[0].batch_size=24'
+  line = 'stage 1 (length 8): out of memory with 48 rows at once; splitting them into 2 parts; to avoid splitting: '
+  assert told[0] == line + override
   assert len(told) == 10
   after = flatten(trainer.state)
   assert all(torch.equal(leaf, after[path]) for path, leaf in before.items() if not path.startswith('fp8_state'))
@@ -78,6 +82,78 @@ def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
   elsewhere = {**choices, 'engines': {**choices['engines'], 'linear': 'te'}}
   assert trainer.choose(elsewhere) == ['linears ran through te before the checkpoint and run through reference here']
   assert trainer.engines.linear == 'reference'
+
+
+def test_what_a_gpu_chose_is_replaced_where_there_is_none(prepared):
+  trainer, told = build(prepared, tiny.spec(precision__matmul='bf16')), []
+  choices = trainer.choices()
+  gpu = {**choices['engines'], 'attention': 'cudnn', 'vocab_loss': 'triton'}
+  elsewhere = {**choices, 'engines': gpu, 'attention': ['short'] * 8 + ['grouped', 'sdpa']}
+  assert trainer.choose(elsewhere) == [
+    'the vocabulary loss ran through triton before the checkpoint and runs through chunked here',
+    'attention of stages 1, 2, 3, 4, 5, 6, 7, 8 ran through short before the checkpoint and runs through sdpa here',
+    'attention of stage 9 ran through grouped before the checkpoint and runs through sdpa here',
+  ]
+  assert trainer.choices() == choices
+  assert elsewhere['attention'][0] == 'short'  # what was read stays as it was
+  trainer.warm(0, calibrate_first=False, tell=told.append)
+  assert told == []
+
+
+def test_a_gpu_takes_what_it_can(prepared, monkeypatch):
+  ada = Capabilities('cuda', 'x', (8, 9), 8 * 10**9, (('triton', '3.6.0'),))
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash', 'short'])
+  trainer = build(prepared, tiny.spec(precision__matmul='bf16'))
+  trainer._capabilities, trainer.device = ada, torch.device('cuda')
+  choices = trainer.choices()
+  engines = {'linear': 'bf16', 'attention': 'flash', 'vocab_loss': 'triton'}
+  elsewhere = {**choices, 'engines': engines, 'attention': ['short', 'flash'] * 5}
+  assert trainer.choose(elsewhere) == []
+  assert trainer.choices() == elsewhere
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash'])
+  line = 'attention of stages 1, 3, 5, 7, 9 ran through short before the checkpoint and runs through flash here'
+  assert trainer.choose(elsewhere) == [line]
+  assert trainer.choices()['attention'] == ['flash'] * 10
+
+
+def test_a_checkpoints_attention_is_kept_where_it_is_right(prepared, monkeypatch):
+  tried = []
+
+  def attempt(model, seq_len, engines, device):
+    tried.append((seq_len, engines))
+    return Trials({'sdpa': 2.0}, {'short': 0.7}) if 'short' in engines else Trials({'flash': 3.0, 'sdpa': 2.0}, {})
+
+  monkeypatch.setattr(attention_choice, 'attempt', attempt)
+  trainer, told = build(prepared, tiny.spec(precision__matmul='bf16')), []
+  trainer.choose(trainer.choices())
+  trainer._measures_attention, trainer._attention = True, ['short'] * 7 + ['short', 'flash', 'sdpa']
+  position = trainer.curriculum.stages[7].start_tokens
+  trainer.warm(position, calibrate_first=False, tell=told.append)
+  lengths = [stage.spec.seq_len for stage in trainer.curriculum.stages]
+  assert tried == [(lengths[7], ['sdpa', 'short']), (lengths[8], ['sdpa', 'flash'])]
+  assert trainer.choices()['attention'][7:] == ['sdpa', 'flash', 'sdpa']
+  assert told == ['stage 8: attention short is left out, as it is off by 0.7 here; please report it']
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers(Processes):
+  """The first of several, whose others say what stands here."""
+
+  others: tuple = ()
+
+  def from_each(self, value):
+    return json.loads(json.dumps([value, *self.others]))
+
+
+def test_attention_that_is_off_on_any_card_is_left_out(prepared, monkeypatch):
+  """This process finds nothing wrong, and its own display is the one that is read."""
+  monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'short'])
+  monkeypatch.setattr(attention_choice, 'attempt', lambda *_: Trials({'short': 1.0, 'sdpa': 2.0}, {}))
+  trainer, told = build(prepared, tiny.spec()), []
+  assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'short'
+  trainer.processes = Peers(others=([{'sdpa': 1.0}, {'short': float('inf')}],))
+  assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'sdpa'
+  assert told[-1] == 'stage 1: attention short is left out, as it is off by inf here; please report it'
 
 
 def test_a_single_row_that_does_not_fit_is_one_line(prepared, monkeypatch):

@@ -122,11 +122,23 @@ _FREE += ('preemption_file', 'stop_within_seconds', 'loggers', 'shard_optimizer'
 
 
 def deciding(config: Any) -> Any:
-  """A configuration as nested dicts without the fields of `training` that may change between two sessions of one run."""
-  training = config.get('training') if isinstance(config, Mapping) else None
-  if not isinstance(training, Mapping):
+  """A configuration as nested dicts without the fields that may change between two sessions of one run."""
+  if not isinstance(config, Mapping):
     return config
-  return {**config, 'training': {name: value for name, value in training.items() if name not in _FREE}}
+  free = {'training': _FREE, 'data': ('workers',)}
+
+  def kept(part: Any, names: tuple[str, ...]) -> Any:
+    return {name: value for name, value in part.items() if name not in names} if isinstance(part, Mapping) else part
+
+  return {part: kept(value, free.get(part, ())) for part, value in config.items()}
+
+
+def deciding_differences(before: Any, now: Any) -> list[str]:
+  """As `differing_fields`, of two configurations of a run, without what may differ between two sessions of it.
+
+  A field that is newer than the file that a configuration was read from has its default.
+  """
+  return differing_fields(*(deciding(_completed(ExperimentSpec, config)) for config in (before, now)))
 
 
 def differing_fields(a: Any, b: Any) -> list[str]:

@@ -3,7 +3,24 @@
 import re
 from collections.abc import Iterable
 
-from yxanul.config.spec import GroupSpec
+from yxanul.config.model_spec import ModelSpec
+from yxanul.config.spec import GroupSpec, OptimizerSpec
+
+
+def optimizer_groups(spec: OptimizerSpec, model: ModelSpec) -> dict[str, GroupSpec]:
+  """The group of every parameter of the model.
+
+  Raises:
+    ValueError: as `assign_groups`, or Muon is given something that is no block matrix.
+  """
+  groups, matrices = assign_groups(model.parameter_shapes(), spec.groups), model.packed_rows()
+  for name, group in groups.items():
+    if group.optimizer == 'muon' and name not in matrices:
+      raise ValueError(
+        f'config.optimizer.groups: pattern {group.pattern!r} gives muon {name!r}, wants block matrices only: '
+        f'{", ".join(matrices)}'
+      )
+  return groups
 
 
 def assign_groups(names: Iterable[str], groups: tuple[GroupSpec, ...]) -> dict[str, GroupSpec]:

@@ -34,10 +34,6 @@ class DigestSet:
   def __len__(self) -> int:
     return sum(self._counts)
 
-  @property
-  def table_bytes(self) -> int:
-    return sum(map(len, self._tables))
-
   def add(self, digest_: bytes) -> bool:
     """Adds a digest; False when it was there already."""
     if digest_ == _FREE:  # marks a free slot; no text is known to hash to it

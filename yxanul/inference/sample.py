@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from yxanul.data.prepare_journal import write_atomically
 from yxanul.inference.generate import Sampling, complete, streams
 from yxanul.inference.model import Model
 
@@ -14,4 +15,4 @@ def write_samples(path: Path, model: Model, stream: torch.Generator) -> None:
   sampling = Sampling(spec.tokens, spec.temperature, spec.top_k)
   draws = streams(stream.initial_seed(), len(spec.prompts))
   texts = complete(model, spec.prompts, sampling, draws)
-  path.write_text('\n\n---\n\n'.join(map(str.__add__, spec.prompts, texts)) + '\n', encoding='utf-8')
+  write_atomically(path, '\n\n---\n\n'.join(map(str.__add__, spec.prompts, texts)) + '\n')

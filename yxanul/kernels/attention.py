@@ -76,10 +76,19 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor 
     (B, T, H, C), q's dtype.
   """
   engine = 'sdpa' if mask_B1TT is not None else runs(engine, q_BTHC.shape[1])
-  if engine == 'grouped':
-    if _takes_grouped(q_BTHC, k_BTKC):
-      return importlib.import_module('yxanul.kernels.attention_long').attention_long(q_BTHC, k_BTKC, v_BTKC)
+  if engine == 'grouped' and not _takes_grouped(q_BTHC, k_BTKC):
     engine = 'sdpa'
+  return attention_through(engine, q_BTHC, k_BTKC, v_BTKC, mask_B1TT)
+
+
+def attention_through(engine: str, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
+  """As `attention`, through this engine and no other: for measurements, which must not name one kernel and time another.
+
+  Raises:
+    Whatever the engine does for what it does not take.
+  """
+  if engine == 'grouped':
+    return importlib.import_module('yxanul.kernels.attention_long').attention_long(q_BTHC, k_BTKC, v_BTKC)
   if engine == 'flash_attn':
     out = _flash_attn()(q_BTHC, k_BTKC, v_BTKC, causal=True)
     return out[0] if isinstance(out, tuple) else out  # some versions give the log-sum-exp too

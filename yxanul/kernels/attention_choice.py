@@ -64,6 +64,15 @@ def attempt(model: ModelSpec, seq_len: int, engines: Sequence[str], device: torc
   return Trials(dict(sorted(milliseconds.items(), key=lambda item: item[1])), off)
 
 
+def agreed(trials: Sequence[Trials]) -> Trials:
+  """What several devices may run, each with trials of its own: what is right on all, in the order of the first."""
+  off: dict[str, float] = {}
+  for trial in trials:
+    off |= {engine: max(worst, off.get(engine, 0.0)) for engine, worst in trial.off.items()}
+  first, *others = (trial.milliseconds for trial in trials)
+  return Trials({engine: ms for engine, ms in first.items() if all(engine in other for other in others)}, off)
+
+
 def difference(a_BTO: Tensor, b_BTO: Tensor, head_dim: int) -> float:
   """The largest norm of a - b over 64 tokens of one head, by the root mean square of b's norms there over all rows.
 

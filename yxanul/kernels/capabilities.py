@@ -35,7 +35,6 @@ INSTALL = {
   # The copy that came with torch in front of the system's.
   'cudnn': "export LD_LIBRARY_PATH=$(python -c 'import nvidia.cudnn as c; print(c.__path__[0])')/lib:$LD_LIBRARY_PATH",
 }
-LINEAR_ENGINES = ('te', 'torch', 'reference', 'bf16', 'fp32')
 
 
 @dataclasses.dataclass(frozen=True)

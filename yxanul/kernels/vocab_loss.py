@@ -62,11 +62,6 @@ def vocab_loss(
   return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, softcap)
 
 
-def nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor) -> Tensor:
-  """Every token's negative log-likelihood in nats, (N,) FP32, by holding all logits: the oracle."""
-  return _nll(x_NR, table_VR, targets_N, 0.0)[0]
-
-
 def _nll(x_NR: Tensor, table_VR: Tensor, targets_N: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
   logits_NV = soft_capped((x_NR @ table_VR.to(x_NR.dtype).T).float(), softcap)
   nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N.long(), reduction='none')

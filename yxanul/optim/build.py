@@ -1,6 +1,6 @@
 """From the specification to the optimizer of a run."""
 
-from yxanul.config.groups import assign_groups
+from yxanul.config.groups import optimizer_groups
 from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import OptimizerSpec
 from yxanul.optim.adamw import adamw
@@ -14,17 +14,10 @@ def build(spec: OptimizerSpec, model: ModelSpec) -> Transform:
   Raises:
     ValueError: the groups do not cover the parameters, or give Muon something that is no block matrix.
   """
-  groups = assign_groups(model.parameter_shapes(), spec.groups)
+  groups, matrices = optimizer_groups(spec, model), model.packed_rows()
   decay = {name: group.weight_decay for name, group in groups.items()}
   multiplier = {name: group.lr_multiplier for name, group in groups.items()}
   names = {kind: [name for name, group in groups.items() if group.optimizer == kind] for kind in ('adamw', 'muon')}
-  matrices = model.packed_rows()
-  for name in names['muon']:
-    if name not in matrices:
-      raise ValueError(
-        f'config.optimizer.groups: pattern {groups[name].pattern!r} gives muon {name!r}, wants block matrices only: '
-        f'{", ".join(matrices)}'
-      )
   transforms = [clip_by_global_norm()]
   if names['adamw']:
     transforms.append(only(adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier), names['adamw']))

@@ -28,7 +28,7 @@ import bisect
 import dataclasses
 import math
 
-from yxanul.config.groups import assign_groups
+from yxanul.config.groups import optimizer_groups
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 from yxanul.config.spec import ExperimentSpec, StageSpec
 
@@ -129,7 +129,7 @@ def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:
 
   Divided over `devices` (`training.shard_optimizer`): of the one that has most, for rows are divided as even as they come.
   """
-  groups = assign_groups(spec.model.parameter_shapes(), spec.optimizer.groups)
+  groups = optimizer_groups(spec.optimizer, spec.model)
   return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in _largest_slices(spec.model, devices).items())
 
 

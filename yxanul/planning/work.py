@@ -20,7 +20,7 @@ as linears.
 import dataclasses
 import math
 
-from yxanul.config.groups import assign_groups
+from yxanul.config.groups import optimizer_groups
 from yxanul.config.model_spec import LINEARS
 from yxanul.config.spec import ExperimentSpec, StageSpec
 from yxanul.planning import memory
@@ -103,7 +103,7 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
 
 def _orthogonalization_flops(spec: ExperimentSpec, layers: int) -> float:
   """Of Muon's Newton-Schulz over the block matrices that it moves, of so many layers; a step of it is three products."""
-  groups = assign_groups(spec.model.parameter_shapes(), spec.optimizer.groups)
+  groups = optimizer_groups(spec.optimizer, spec.model)
   flops = 0.0
   for name, rows in spec.model.packed_rows().items():
     if groups[name].optimizer == 'muon':

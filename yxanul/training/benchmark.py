@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from yxanul.config.model_spec import ModelSpec, PrecisionSpec
+from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import Loader, Stream
 from yxanul.data.prepare import Prepared
@@ -33,11 +33,11 @@ from yxanul.optim.schedule import learning_rate
 from yxanul.planning import flops
 from yxanul.training import benchmark_kernels
 from yxanul.training.curriculum import Curriculum, Stage, token_shares
-from yxanul.training.distributed import ALONE, Processes
+from yxanul.training.distributed import ALONE, PeerLost, Processes
 from yxanul.training.graphs import StepCache
 from yxanul.training.metrics import MetricsQueue
 from yxanul.training.state import TrainState
-from yxanul.training.step import is_fp8
+from yxanul.training.step import matmul_format
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 
 Row = dict[str, Any]
@@ -191,13 +191,6 @@ def narrowed(spec: ExperimentSpec, stages: Sequence[int]) -> ExperimentSpec:
   kept = [spec.curriculum.stages[number - 1] for number in stages]
   kept[0] = dataclasses.replace(kept[0], step_share_start=0.0)
   return dataclasses.replace(spec, curriculum=dataclasses.replace(spec.curriculum, stages=tuple(kept)))
-
-
-def matmul_format(engines: Engines, precision: PrecisionSpec) -> str:
-  """The format that the block linears really run in: fp8 | bf16 | tf32 | fp32."""
-  if is_fp8(engines):
-    return 'fp8'
-  return 'tf32' if engines.linear == 'fp32' and precision.tf32 else engines.linear
 
 
 def _subject(
@@ -370,6 +363,8 @@ def attempt(what: str, do: Callable[[], Row], tell: Tell) -> Row:
   """What `do` returns; where it fails, {'error': its line}, so that one part that fails does not lose the others."""
   try:
     return do()
+  except PeerLost:  # whatever came next would wait for it again
+    raise
   except Exception as error:
     line = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else "no message"}'
   tell(f'{what}: failed, {line}')

@@ -12,11 +12,11 @@ from yxanul.data.shards import Shards
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.optim.build import build
 from yxanul.planning import flops, memory
-from yxanul.training.benchmark import Effort, Row, Subject, Tell, matmul_format, measure_stage, release
+from yxanul.training.benchmark import Effort, Row, Subject, Tell, measure_stage, release
 from yxanul.training.curriculum import Curriculum
 from yxanul.training.graphs import StepCache
 from yxanul.training.state import init_state
-from yxanul.training.step import Text, make_train_step
+from yxanul.training.step import Text, make_train_step, matmul_format
 from yxanul.training.trainer import set_up_torch
 
 # Name: precision, execution; what is changed in experiments/baseline_gpt2.py.

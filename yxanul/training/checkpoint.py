@@ -30,7 +30,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSeconds, LatestN
 
-from yxanul.config.convert import deciding, differing_fields, listed
+from yxanul.config.convert import deciding_differences, listed
 from yxanul.training.copy_command import CopyCommand
 from yxanul.training.state import TrainState, flatten
 
@@ -231,12 +231,19 @@ class Checkpoints:
   def _read(self, step: int, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))['host']
     _check({}, host)
-    if self._config is not None and (differing := differing_fields(deciding(host['config']), deciding(self._config))):
+    if self._config is not None and (differing := deciding_differences(host['config'], self._config)):
       raise _OtherConfiguration(
         f'{self.folder}: the checkpoint of step {step} is of another configuration; {listed(differing)}'
       )
-    arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     wanted = flatten(state)
+    others = host['crc32'].keys() ^ wanted.keys()
+    if others and all(path.startswith('fp8_state/') for path in others):
+      had, here = ('in FP8', 'does not') if others <= host['crc32'].keys() else ('without FP8', 'does')
+      raise _OtherConfiguration(
+        f'{self.folder}: the checkpoint of step {step} was trained {had}, which this machine {here} run; wants '
+        f'{"a card with" if had == "in FP8" else "one without"} FP8 tensor cores (sm_89 or later), or a new --workdir'
+      )
+    arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     if arrays.keys() != wanted.keys():
       raise ValueError(f'it holds other leaves: {sorted(arrays.keys() ^ wanted.keys())[:3]}')
     _check(arrays, host)
@@ -304,4 +311,6 @@ def read_params(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[
         notes.append(f'checkpoint of step {step} is not usable ({_reason(error)})')
         continue
       return {name: from_numpy(arrays[f'params/{name}']) for name in shapes}, host, notes
-  raise ValueError(f'{"; ".join(notes) or "no checkpoint"}: no sound checkpoint in {folder}')
+  if not notes:
+    raise ValueError(f'{folder}: holds no checkpoint')
+  raise ValueError(f'{"; ".join(notes)}: no sound checkpoint in {folder}')

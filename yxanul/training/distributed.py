@@ -24,7 +24,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,7 @@ T = TypeVar('T')
 
 
 class PeerLost(RuntimeError):
-  """Another process of the run is gone, or has not answered for PEER_SECONDS."""
+  """Another process of the run is gone, or has not answered for PEER_SECONDS, or the GPU has not."""
 
 
 @contextlib.contextmanager
@@ -100,6 +100,15 @@ class Processes:
     with talking():
       dist.broadcast_object_list(box, device=torch.device('cpu'))
     return json.loads(box[0])
+
+  def from_each(self, value: Any) -> list[Any]:
+    """The processes' values by rank, each of which has to be JSON. The host waits."""
+    if self.world == 1:
+      return [value]
+    box = [''] * self.world
+    with talking():
+      dist.all_gather_object(box, json.dumps(value))
+    return [json.loads(text) for text in box]
 
   def spread(self, tensors: Iterable[Tensor]) -> None:
     """The first process's values into everyone's tensors."""
@@ -186,18 +195,28 @@ def _fresh_store(rank: int, world: int) -> dist.Store:
   return dist.PrefixStore(own, store)
 
 
+def _end(line: str) -> NoReturn:
+  sys.stdout.flush()
+  os.write(2, f'{line}; what is saved stands, the same command goes on from there\n'.encode())
+  os._exit(EXIT_PEER_LOST)  # a GPU that never ends what it was given would hold a normal end up
+
+
 @contextlib.contextmanager
 def join() -> Iterator[Processes]:
   """Meets the other processes that torchrun started, and takes this one's GPU; alone without torchrun.
 
-  Inside the block a `PeerLost` ends the process with one line and status 1, whatever the GPU still waits for.
+  Inside the block a `PeerLost` ends the process with one line and status 1, whatever the GPU still waits for; one that is
+  alone waits for nothing but its GPU, and ends in the same way when that hangs.
 
   Raises:
     ValueError: torchrun started more processes on this machine than it has GPUs.
   """
   rank, world, here = (int(os.environ.get(name, n)) for name, n in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
   if world == 1:
-    yield ALONE
+    try:
+      yield ALONE
+    except PeerLost as error:
+      _end(f'error: {error}')
     return
   backend = 'gloo'
   if torch.cuda.is_available():
@@ -215,10 +234,7 @@ def join() -> Iterator[Processes]:
     # torchrun takes the first to leave for one that failed, and ends the others: not while the first process still writes.
     processes.any(False)
   except PeerLost as error:
-    line = f'rank {rank}: {error}; what is saved stands, the same command goes on from there\n'
-    sys.stdout.flush()
-    os.write(2, line.encode())
-    os._exit(EXIT_PEER_LOST)  # a GPU that waits for the lost one would hold a normal end up
+    _end(f'rank {rank}: {error}')
   gc.collect()  # NCCL waits for every graph that holds its sums to be gone
   dist.destroy_process_group()
 

@@ -143,7 +143,8 @@ class StepCache:
     step = self._steps[stage.index]
     if isinstance(step, _Captured):
       return step(state, tokens, learning_rate, max_norm)
-    rates = (torch.tensor(value, dtype=torch.float32, device=self._device) for value in (learning_rate, max_norm))
+    # Filled by a kernel: torch.tensor would copy from the host, and wait until the stream has come there.
+    rates = (torch.full((), value, dtype=torch.float32, device=self._device) for value in (learning_rate, max_norm))
     return step(state, tokens, *rates)
 
 

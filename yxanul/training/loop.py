@@ -289,20 +289,21 @@ class _Loop:
         f'step {progress.step}: {progress.skipped_in_row} steps in a row were skipped, and there is no earlier checkpoint to '
         'go back to; a lower config.optimizer.peak_lr may help'
       )
-    then, notes = restored[0]['progress'], restored[1]
+    then, notes = Progress(**restored[0]['progress']), restored[1]
     state.step.copy_(step)
     state.data_state.copy_(position)
     for leaf in state.loss_state.values():
       leaf.zero_()  # what a loss is like has to be learned anew, or a lasting change would be skipped for ever
-    self.rolled_back_to = then['step']
-    undone = progress.tokens - then['tokens']
+    self.rolled_back_to = then.step
+    # Of what was consumed since, a rollback in between has undone its own part already.
+    undone = (progress.tokens - progress.tokens_rolled_back) - (then.tokens - then.tokens_rolled_back)
     progress.rollbacks += 1
     progress.tokens_rolled_back += undone
     for line in notes:
       run.display.message(line)
     run.display.message(
       f'step {progress.step}: {progress.skipped_in_row} steps in a row were skipped; back to the weights of step '
-      f'{then["step"]}, and past the {undone:,} tokens since'
+      f'{then.step}, and past the {undone:,} tokens since'
     )
     run.log.write(
       {
@@ -310,7 +311,7 @@ class _Loop:
         'stage': run.curriculum.lookup(progress.tokens - 1).number,
         'tokens': progress.tokens,
         'event': 'rollback',
-        'to_step': then['step'],
+        'to_step': then.step,
         'tokens_rolled_back': undone,
       }
     )

@@ -57,7 +57,7 @@ class MetricsQueue:
     """The oldest step's numbers, and the context that was put beside them.
 
     Raises:
-      PeerLost: none came in PEER_SECONDS: a step that waits for a process which is gone never ends.
+      PeerLost: none came in PEER_SECONDS: a step that waits for a process which is gone never ends, nor does a GPU that hangs.
     """
     event, values, context = self._waiting.popleft()
     if event is not None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from yxanul.config.groups import assign_groups
+from yxanul.config.groups import optimizer_groups
 from yxanul.config.spec import ExperimentSpec
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, token_shares
@@ -38,7 +38,7 @@ def stage_rows(spec: ExperimentSpec, curriculum: Curriculum) -> list[dict[str, A
 def parameter_rows(spec: ExperimentSpec) -> list[dict[str, Any]]:
   """One row a parameter tensor, as `reporting.tables.parameter_table` takes them."""
   shapes = spec.model.parameter_shapes()
-  groups = assign_groups(shapes, spec.optimizer.groups)
+  groups = optimizer_groups(spec.optimizer, spec.model)
   return [
     {
       'name': name,

@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   fp8_state: dict[str, Tensor]  # empty where no linear runs in FP8
   loss_state: dict[str, Tensor]  # running statistics of the loss, see training.spikes
-  rng: Tensor  # (2,) int64: the seed, and how often a stream was drawn from it
+  rng: Tensor  # (2,) int64: the seed, and 0: training draws nothing, so it stays as it is
   data_state: Tensor  # 0-d int64: target tokens consumed, which is the loader's whole position
 
 
@@ -50,9 +50,9 @@ def init_state(
 
 
 def generator(rng: Tensor) -> torch.Generator:
-  """The random stream that `rng` stands for. Whoever draws from it moves `rng[1]` on."""
-  seed, drawn = rng.tolist()
-  return torch.Generator().manual_seed((seed << 24) + drawn + 1)
+  """The random stream that `rng` stands for, the same whenever it is asked for; the samples at the end are drawn from it."""
+  seed, number = rng.tolist()
+  return torch.Generator().manual_seed((seed << 24) + number + 1)
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yxanul.config.model_spec import PrecisionSpec
 from yxanul.config.spec import ExperimentSpec, ModelSpec, StageSpec
 from yxanul.kernels import fp8
 from yxanul.kernels.attention import document_mask, window_mask
@@ -57,6 +58,13 @@ TrainStep = Callable[[TrainState, Tensor, Tensor, Tensor], tuple[TrainState, Ste
 def is_fp8(engines: Engines) -> bool:
   """Whether the block linears run in FP8, and so have state."""
   return engines.linear in ('te', 'torch', 'reference')
+
+
+def matmul_format(engines: Engines, precision: PrecisionSpec) -> str:
+  """The format that the block linears really run in: fp8 | bf16 | tf32 | fp32."""
+  if is_fp8(engines):
+    return 'fp8'
+  return 'tf32' if engines.linear == 'fp32' and precision.tf32 else engines.linear
 
 
 def plain_numerics(spec: ExperimentSpec, engines: Engines, compiled: bool = False) -> Numerics:

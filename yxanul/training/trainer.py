@@ -68,6 +68,14 @@ def curriculum_for(spec: ExperimentSpec, capabilities: Capabilities, processes: 
   return Curriculum(spec, processes.from_first(batches))
 
 
+def _elsewhere(what: str, before: str, now: str) -> str:
+  return f'{what} ran through {before} before the checkpoint and run{"" if what == "linears" else "s"} through {now} here'
+
+
+def _left_out(stage: Stage, engine: str, difference: float) -> str:
+  return f'stage {stage.number}: attention {engine} is left out, as it is off by {difference:.2g} here; please report it'
+
+
 class Trainer:
   """`state` and what moves it. Nothing here reads a clock or writes a file.
 
@@ -101,6 +109,7 @@ class Trainer:
     self._attention = [attention.runs(engines.attention, stage.spec.seq_len) for stage in curriculum.stages]
     self._capabilities = capabilities
     self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'
+    self._keeps_attention = False
     self._may_shrink = spec.curriculum.batch_size == 'max'
     self.step: StepCache | None = None
 
@@ -124,19 +133,43 @@ class Trainer:
 
   def choose(self, choices: dict[str, Any]) -> list[str]:
     """Takes the choices of a checkpoint instead; returns a line where this machine cannot keep one."""
-    notes, ours, theirs = [], self.engines.linear, choices['engines']['linear']
-    wish = dataclasses.replace(self.spec.precision, fp8_engine=theirs) if theirs in ('te', 'torch') else self.spec.precision
-    kept = choose_engines(self._capabilities, wish, self.spec.model.head_width).linear == theirs
-    self.engines = dataclasses.replace(self.engines, **choices['engines'])
-    if is_fp8(self.engines) and not kept:
-      self.engines = dataclasses.replace(self.engines, linear=ours)
-      notes.append(f'linears ran through {theirs} before the checkpoint and run through {ours} here')
     self.curriculum = Curriculum(self.spec, choices['batches'])
-    self._attention = choices['attention']
+    notes = [*self._choose_engines(choices['engines']), *self._choose_attention(choices['attention'])]
     # Other processes have other shares of the rows: the parts that those go through in are this run's own again.
     self._pieces = choices['pieces'] if choices['processes'] == self.processes.world else self._planned_pieces()
-    self._measures_attention = self._may_shrink = False
+    self._keeps_attention, self._may_shrink = True, False
     return notes
+
+  def _choose_engines(self, before: dict[str, str]) -> Iterator[str]:
+    wish = {'attention_engine': before['attention'], 'vocab_loss_engine': before['vocab_loss']}
+    if before['linear'] in ('te', 'torch'):
+      wish['fp8_engine'] = before['linear']
+    wish = dataclasses.replace(self.spec.precision, **wish)
+    possible = dataclasses.asdict(choose_engines(self._capabilities, wish, self.spec.model.head_width))
+    ours, now = self.engines, dataclasses.replace(self.engines, **before)
+    if not is_fp8(now):
+      possible['linear'] = now.linear  # these run anywhere, if not everywhere fast
+    for name, what in (('linear', 'linears'), ('attention', ''), ('vocab_loss', 'the vocabulary loss')):
+      if possible[name] != before[name]:
+        now = dataclasses.replace(now, **{name: getattr(ours, name)})
+        if what:
+          yield _elsewhere(what, before[name], getattr(ours, name))
+    self.engines = now
+
+  def _choose_attention(self, before: list[str]) -> Iterator[str]:
+    """Of each stage; what this device does not take at all is this run's own again."""
+    self._attention, changed = list(before), {}
+    for stage, engine in zip(self.curriculum.stages, before, strict=True):
+      if engine not in self._possible_attention(stage):
+        now = self._attention[stage.index] = attention.runs(self.engines.attention, stage.spec.seq_len)
+        changed.setdefault((engine, now), []).append(str(stage.number))
+    for (engine, now), stages in changed.items():
+      yield _elsewhere(f'attention of stage{"s" * (len(stages) > 1)} {", ".join(stages)}', engine, now)
+
+  def _possible_attention(self, stage: Stage) -> list[str]:
+    if self.device.type == 'cpu' or self.engines.linear == 'fp32':
+      return ['sdpa']
+    return attention_choice.candidates(self.spec.model, stage.spec.seq_len, self._capabilities, self.device)
 
   def warm(self, position: int, calibrate_first: bool, tell: Callable[[str], None]) -> None:
     """Makes the steps of the stages from `position` on: each runs once, and is made smaller where memory does not suffice.
@@ -154,7 +187,10 @@ class Trainer:
     if calibrate_first and is_fp8(self.engines):
       self._calibrate()
     if self._measures_attention and self.engines.linear != 'fp32':
-      self._attention = self.processes.from_first([self._fastest_attention(stage, tell) for stage in self.curriculum.stages])
+      self._attention = self.processes.from_first(self._attention)  # machines may differ in what they can keep
+      for stage in left if self._keeps_attention else self.curriculum.stages:
+        choose = self._checked_attention if self._keeps_attention else self._fastest_attention
+        self._attention[stage.index] = self.processes.from_first(choose(stage, tell))
 
     def make(stage: Stage, compiled: bool, reduction: Reduction | None):
       engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
@@ -202,17 +238,33 @@ class Trainer:
       )
     self._pieces[stage.index] = possible[0]
     whole = f'--config.curriculum.stages[{stage.index}].batch_size={rows // possible[0] * world}'
-    tell(f'{what} in {parts} parts of {rows // parts} rows; in {possible[0]} from now on; {whole} should go through whole')
+    them = 'them' if parts == 1 else f'the {rows}'
+    tell(f'{what} with {rows // parts} rows at once; splitting {them} into {possible[0]} parts; to avoid splitting: {whole}')
 
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
-    model, seq_len = self.spec.model, stage.spec.seq_len
-    engines = attention_choice.candidates(model, seq_len, self._capabilities, self.device)
-    taken, off = attention_choice.attempt(model, seq_len, engines, self.device)
+    taken, off = self._tried_attention(stage, self._possible_attention(stage))
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
-    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {seq_len}: {times or "nothing ran"}')
+    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
     for engine, difference in off.items():
-      tell(f'stage {stage.number}: attention {engine} is left out, as it is off by {difference:.2g} here; wants to be reported')
+      tell(_left_out(stage, engine, difference))
     return next(iter(taken), self._attention[stage.index])
+
+  def _checked_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
+    """The checkpoint's choice, which was tried on the device of that time, where it is right on this one."""
+    engine = self._attention[stage.index]
+    if engine == 'sdpa':
+      return engine
+    taken, off = self._tried_attention(stage, ['sdpa', engine])
+    if engine in taken:
+      return engine
+    does_not_run = f'stage {stage.number}: attention {engine} does not run here; sdpa instead'
+    tell(_left_out(stage, engine, off[engine]) if engine in off else does_not_run)
+    return 'sdpa'
+
+  def _tried_attention(self, stage: Stage, engines: list[str]) -> attention_choice.Trials:
+    own = attention_choice.attempt(self.spec.model, stage.spec.seq_len, engines, self.device)
+    # A card may have a fault of its own, whose process has nobody who reads its lines: what is wrong anywhere is left out.
+    return attention_choice.agreed([attention_choice.Trials(*trials) for trials in self.processes.from_each(own)])
 
   def _first_tokens(self, stage: Stage) -> torch.Tensor:
     """This process's rows of a stage's first batch."""

@@ -59,7 +59,7 @@ def _subjects(engine: str, model: ModelSpec, n_tokens: int, length: int, device:
 
 
 def _library(engine: str):
-  return functools.partial(attention.attention, engine=engine)
+  return functools.partial(attention.attention_through, engine)
 
 
 def _transformer_engine(model: ModelSpec):
@@ -104,6 +104,6 @@ def _compiled(model: ModelSpec, rows: int, length: int, device: torch.device) ->
   def function(qkv_BTO: Tensor) -> Tensor:
     parts = qkv_BTO.split((model.d_query, model.d_kv, model.d_kv), -1)
     q, k, v = (rearrange(part, 'b t (h c) -> b t h c', c=model.head_dim) for part in parts)
-    return attention.attention(rotate(q, *tables), rotate(k, *tables), v, engine='cudnn')
+    return attention.attention_through('cudnn', rotate(q, *tables), rotate(k, *tables), v)
 
   return _step(function, [_draw(device, rows, length, model.d_qkv)])
