@@ -57,7 +57,7 @@ class Engines:
   """The engine of each kernel; `notes` holds one line for every wish that was not met."""
 
   linear: str  # te | torch | reference | bf16 | fp32
-  attention: str  # cudnn | flash | flash_attn | sdpa
+  attention: str  # cudnn | flash | flash_attn | sdpa, where none is measured for each stage (attention_choice, with our own)
   vocab_loss: str  # triton | chunked | reference
   notes: tuple[str, ...] = ()
 

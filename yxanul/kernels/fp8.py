@@ -9,7 +9,8 @@ Where the scales come from:
   after the step `update` appends all amaxes to the history and sets every scale to largest / max(history) / 2^margin. A
   cast needs one pass over its tensor, and no scale depends on this step.
 - `current`: the scale comes from the tensor's own amax, an extra pass over every tensor.
-Rejected: a scale for every block or row (MXFP8) needs Blackwell; one scale for the whole network underflows.
+Not tried: a scale for every row or block, whose products are other kernels (MXFP8's are Blackwell's alone). Rejected: one scale
+for the whole network, which underflows.
 
 State is a dict: `scale` (L, 4, 3) float32, the factor before the cast; `amax_history` (H, L, 4, 3) float32, oldest first.
 A step reads `scale` and raises a zeroed `amax` (L, 4, 3) in place, forward and backward; that buffer is donated to the step.

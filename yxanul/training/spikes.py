@@ -1,9 +1,9 @@
 """Loss spikes, told on the device: a loss far above its running mean, in units of its deviation from step to step.
 
 The deviation comes from successive differences (von Neumann 1941, doi 10.1214/aoms/1177731677): a loss that falls by six
-nats in its first hundred steps has a large variance, but little of it is noise. Each stage starts afresh, for another length
-is another loss; until a stage has settled, only a loss far above the level of the stage before is a spike. A step that is
-skipped, for whatever reason, moves nothing here.
+nats in its first hundred steps has a large variance, but little of it is noise. Each length starts afresh, for another length
+is another loss; until it has settled, only a loss far above the level of the length before is a spike. A step that is skipped,
+for whatever reason, moves nothing here.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-_SETTLE_STEPS = 50  # of a stage, before any of its losses counts as a spike
+_SETTLE_STEPS = 50  # of a length, before any of its losses counts as a spike
 _MEAN_STEPS, _DEVIATION_STEPS = 20, 100  # that the running means reach back, about
 _ASTRAY = 2.0  # times the level: no change of length does that
 _LEAST_DEVIATION = 0.01  # of the mean: large batches are so even that one hard batch would be many deviations away
 
 
 def init(device: torch.device) -> State:
-  """Statistics that know nothing: 0-d FP32 tensors; `seq_len` names the stage that they are of."""
+  """Statistics that know nothing: 0-d FP32 tensors; `seq_len` is the length that they are of."""
   names = ('mean', 'variance', 'last', 'count', 'level', 'seq_len')
   return {name: torch.zeros((), dtype=torch.float32, device=device) for name in names}
 

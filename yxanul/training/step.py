@@ -1,8 +1,9 @@
 """The training step of a stage, and the evaluation step: pure functions of state and batch.
 
 `train_step(state, tokens, learning_rate, max_norm) -> (state, metrics)`. Purity is at this seam: nothing is read from or
-written to anywhere else, and the same state and batch give the same result bit for bit. Inside, the state is donated: its
-tensors are updated in place, so the old state must not be used again.
+written to anywhere else, and the same state and batch give the same result bit for bit (on a GPU under
+`training.deterministic`, as cuDNN's attention adds in any order). Inside, the state is donated: its tensors are updated in
+place, so the old state must not be used again.
 
 Shapes: B rows, T length, N = B*T tokens. A batch of rows travels as the one stretch of text it is, N + 1 tokens: inputs
 are all but the last, targets all but the first.
