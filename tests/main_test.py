@@ -19,6 +19,7 @@ from tests import tiny
 from tests.faults import world
 from tests.faults.memory import limit_memory
 from yxanul import run
+from yxanul.config.convert import to_dict
 from yxanul.data import shards_check
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
@@ -41,7 +42,12 @@ def test_a_run_leaves_what_it_promises(whole):
   )
   assert all(list(line) == fields.split() for line in training)
   assert sorted({line['stage'] for line in training}) == list(range(1, 11))
-  assert {line['stage'] for line in lines if 'val_bpb' in line} == set(range(1, 11))
+  # Every stage is scored at its end, in rows of its own length; the last in those of the evaluation.
+  ends = {line['stage']: line for line in lines if 'val_bpb' in line}
+  stages = tiny.spec().curriculum.stages
+  assert [ends[number]['eval_seq_len'] for number in range(1, 11)] == [stage.seq_len for stage in stages]
+  last_steps = {line['stage']: line['step'] for line in training}
+  assert {number: line['step'] for number, line in ends.items()} == last_steps
   assert all(b['tokens'] > a['tokens'] and b['seconds'] >= a['seconds'] for a, b in itertools.pairwise(training))
   assert all(1e2 < line['tokens_per_second'] < 1e6 for line in training)
   result = json.loads((whole / 'result.json').read_text())
@@ -120,6 +126,31 @@ def test_a_kill_while_sampling_costs_no_result(whole, tmp_path):
   assert status == 0, output
   assert (workdir / 'result.json').read_bytes() == result
   assert len((workdir / 'samples.txt').read_text().split('---')) == 3
+
+
+def test_killed_and_resumed_in_fp8_equals_uninterrupted(whole, tmp_path):
+  """Scales and the history of amaxes travel in the checkpoint: the same, in the recipe's reference on a CPU."""
+  fields = {
+    'data__directory': whole / 'data',
+    'precision__matmul': 'fp8',
+    'precision__fp8_engine': 'reference',
+    'curriculum__budget_tokens': 20_000,
+    'training__checkpoint_every_seconds': 0.2,
+  }
+  undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+  assert tiny.finish(tiny.main(f'--workdir={undisturbed}', *tiny.flags(**fields)))[0] == 0
+  arguments = (f'--workdir={workdir}', *tiny.flags(**fields))
+  process, log = tiny.main(*arguments), workdir / 'metrics.jsonl'
+  while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 8):
+    time.sleep(0.002)
+  process.kill()
+  process.communicate()
+  assert not (workdir / 'result.json').exists()
+  status, output, errors = tiny.finish(tiny.main(*arguments))
+  assert status == 0, errors
+  assert 'going on from the checkpoint of step' in output
+  assert tiny.same_arrays(workdir, undisturbed)
+  assert tiny.metrics(workdir) == tiny.metrics(undisturbed)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -332,6 +363,20 @@ def test_a_start_that_failed_binds_nobody(whole, tmp_path):
   assert status == 0, output
   status, output, _ = world.run(workdir, seed=3, **fields)
   assert (status, 'config.seed: 0 -> 3' in output) == (2, True), output
+
+
+def test_what_a_start_left_is_no_part_of_another_runs_curves(whole, tmp_path):
+  """A start that was killed before its first checkpoint, then the same workdir with another rate."""
+  workdir = tmp_path / 'run'
+  (workdir / 'wandb').mkdir(parents=True)
+  (workdir / 'wandb' / 'run_id').write_text('of-the-first')
+  (workdir / 'config.json').write_text(json.dumps(to_dict(tiny.spec(seed=5))))
+  (workdir / 'metrics.jsonl').write_text('{"step": 3, "loss": 99.0}\n')
+  fields = {'data__directory': whole / 'data', 'curriculum__budget_tokens': 20_000}
+  status, _, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags(**fields)))
+  assert status == 0, errors
+  assert '99.0' not in (workdir / 'metrics.jsonl').read_text()
+  assert not (workdir / 'wandb').exists()
 
 
 def test_a_start_that_was_killed_binds_nobody(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -156,13 +157,19 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 def _binds(workdir: Path) -> bool:
   """Whether something there was trained: until then a start that failed, for its settings or another reason, binds nobody."""
-  return (workdir / 'result.json').exists() or any(path.name.isdigit() for path in workdir.glob('checkpoints/*'))
+  checkpoints = [*workdir.glob('checkpoints/*'), *workdir.glob('checkpoints_broken/*')]
+  return (workdir / 'result.json').exists() or any(path.name.partition('.')[0].isdigit() for path in checkpoints)
 
 
 @contextlib.contextmanager
 def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
   """`config.json` stands before anything else does; it goes again where the settings turn out wrong."""
   path = workdir / 'config.json'
+  before = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+  if before and not _binds(workdir) and deciding_differences(before, to_dict(spec)):
+    # What a start of other settings left, before it had a checkpoint, is no part of these curves.
+    for left in ('metrics.jsonl', 'wandb', 'tensorboard'):
+      shutil.rmtree(workdir / left) if (workdir / left).is_dir() else (workdir / left).unlink(missing_ok=True)
   write_atomically(path, _json(to_dict(spec)))
   try:
     yield

@@ -73,6 +73,16 @@ def test_the_last_tile_of_a_gradient_that_is_small_there(trial):
   assert off['grouped'] > 0.5
 
 
+def test_torchs_own_is_held_to_scores_written_out(trial):
+  """What the others are held to must be right itself: if it is not, or does not run, nothing is found."""
+  trial |= {'sdpa': (3.0, wrong_out), 'flash': (1.0, right)}
+  taken, off = attention_choice.attempt(MODEL, 256, list(trial), CPU)
+  assert taken == {}
+  assert off.keys() == {'sdpa'}
+  trial |= {'sdpa': (3.0, refuses)}
+  assert attention_choice.attempt(MODEL, 256, list(trial), CPU) == ({}, {})
+
+
 def test_where_nothing_runs_nothing_is_chosen(trial):
   trial |= {'sdpa': (3.0, refuses)}
   assert attention_choice.attempt(MODEL, 64, ['sdpa'], CPU) == ({}, {})

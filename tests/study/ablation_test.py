@@ -159,6 +159,15 @@ def test_of_the_experiments_runs_the_one_that_comes_there_first_counts():
   by_budget[16] = {'baseline_gpt2': {0: at_speed(1.0), 1: at_speed(1.0)}, 'ultra': {0: long, 1: long}}
   found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
   assert (found['own_seconds'], found['n'], found['factor']) == (16, 2, pytest.approx(4.0))
+  # One of two seeds that came there is not "there", and no reason to believe another budget's only seed.
+  late = run([1, 4, 8], [3.0, 2.1, 2.03])
+  by_budget[16]['ultra'] = {0: long, 1: late}
+  found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
+  assert (found['factor'], found['own_seconds'], found['n'], found['short']) == (None, 16, 2, pytest.approx(0.03))
+  says = ablation.goal_rows(by_budget, 16, 'ultra')[0]['says']
+  assert says == (
+    'not reached: its end after 16 s is 0.0300 bits per byte above (the farthest of 2 seeds); the goal of 15 is missed'
+  )
   del by_budget[16]['ultra'], by_budget[2]
   found = ablation.headline(by_budget, 16, 'baseline_gpt2', 'ultra')
   assert (found['factor'], found['own_seconds'], found['short']) == (None, 0.5, pytest.approx(0.2))
@@ -191,11 +200,13 @@ def test_variants_are_measured_against_the_experiment():
 
 
 def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
-  assert 'rules of thumb' in ablation.tuning_notes([], WHOLE)[0]
-  assert ablation.tuning_notes([], {'ultra': {}}) == []
+  (note,) = ablation.tuning_notes([], WHOLE)
+  assert note == 'the learning rate of strong_gpt2 and strong_ultra is a rule of thumb: --rates tunes it'
+  tuned = {'ultra': {}, 'strong_gpt2-lr=0.002': {}}
+  assert ablation.tuning_notes([], tuned) == []
   row = {'name': 'strong_gpt2', 'rate': 2e-3, 'final_bpb': 1.0, 'chosen': True, 'at_the_end': True}
-  assert 'strong_gpt2 did best at 0.002, an end of the rates' in ablation.tuning_notes([row], WHOLE)[0]
-  assert ablation.tuning_notes([row | {'at_the_end': False}], WHOLE) == []
+  assert 'strong_gpt2 did best at 0.002, an end of the rates' in ablation.tuning_notes([row], tuned)[0]
+  assert ablation.tuning_notes([row | {'at_the_end': False}], tuned) == []
 
 
 def test_notes_warn_of_what_makes_a_table_worthless():

@@ -61,6 +61,21 @@ def test_folders_are_found_again_by_budget_name_and_seed(tmp_path):
     folder.mkdir(parents=True)
     (folder / 'config.json').write_text(json.dumps(to_dict(member.spec)))
     (folder / 'result.json').write_text('{}')
+    (folder / 'metrics.jsonl').write_text('{"val_bpb": 1.0}\n')
   assert members.budgets(tmp_path) == [2.5, 120.0]
   found = members.finished(tmp_path, 120.0)
   assert {name: list(seeds) for name, seeds in found.items()} == {member.folder: [1]}
+
+
+def test_tokenizers_of_one_name_have_folders_of_their_own(tmp_path):
+  for name in 'ab':
+    (tmp_path / name / 'tokenizer').mkdir(parents=True)
+
+  def with_path(name):
+    its = spec('ultra')
+    tokenizer = dataclasses.replace(its.data.tokenizer, path=str(tmp_path / name / 'tokenizer'))
+    return Member(name, dataclasses.replace(its, data=dataclasses.replace(its.data, tokenizer=tokenizer)))
+
+  a, b = members.on_one_text([with_path('a'), with_path('b')], tmp_path)
+  assert a.spec.data.directory != b.spec.data.directory
+  assert {m.spec.data.min_document_tokens for m in (a, b)} == {0}

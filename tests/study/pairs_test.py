@@ -99,6 +99,10 @@ def test_times_of_different_machines_are_not_compared():
   assert found['where'] == 'at their ends, after equal text'
   assert found['difference']['mean'] == pytest.approx(-0.25)
   assert 'b is better by 0.2500 bits per byte at their ends' in found['verdict']
+  assert 'times as fast' not in found['verdict']
+  assert found['speedup'] is None
+  assert found['figures'].keys() == {'bpb_difference'}
+  assert {pair['speedup'] for pair in found['pairs']} == {None}
   assert found['notes'] == ['the runs are of different machines: a card, another']
 
 

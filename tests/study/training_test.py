@@ -14,8 +14,8 @@ from yxanul.study.members import Member
 class Here:
   """Stands for `Apart`: writes the records of a speed or a text instead of measuring them, and runs nothing."""
 
-  def __init__(self, texts=None):
-    self.timed, self.begun, self.texts = [], [], texts or {}
+  def __init__(self, texts=None, status=0):
+    self.timed, self.begun, self.texts, self.status = [], [], texts or {}, status
 
   def check(self):
     pass
@@ -33,8 +33,15 @@ class Here:
       self.begun.append((path, spec))
       (path / 'checkpoints' / '7').mkdir(parents=True)
       (path / 'config.json').write_text(json.dumps(to_dict(spec)))
-      (path / 'result.json').write_text('{}')
+      (path / 'metrics.jsonl').write_text(json.dumps({'val_bpb': self.final_bpb(spec), 'step': 1, 'tokens': 1}) + '\n')
+      if not self.status:
+        (path / 'result.json').write_text('{}')
+        (path / 'report.html').touch()
+      return self.status
     return 0
+
+  def final_bpb(self, spec):
+    return 1.0
 
 
 def member(name, **fields):
@@ -123,9 +130,53 @@ def test_seconds_become_tokens_and_what_is_finished_keeps_no_checkpoints(tmp_pat
   assert folder == tmp_path / '100s' / 'tiny' / 'seed0'
   assert spec.curriculum.budget_tokens == 25_000
   assert 'steps, fewer than 300: a smaller batch learns more, in' in said[-1]
-  assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'result.json']
-  assert list(training.train([member('tiny')], [0], 100, tmp_path, here, said.append)) == []
+  left = ['config.json', 'metrics.jsonl', 'report.html', 'result.json']
+  assert sorted(path.name for path in folder.iterdir()) == left
+  # A request to stop may come behind the result: what it left undone is done by the next call.
+  (folder / 'checkpoints' / '7').mkdir(parents=True)
+  assert list(training.train([member('tiny')], [0], 100, tmp_path, here, said.append)) == [None]
   assert said[-1] == 'tiny, seed 0: finished before'
+  assert sorted(path.name for path in folder.iterdir()) == left
+
+
+def test_what_could_not_be_written_is_told_and_keeps_its_checkpoints(tmp_path):
+  (failure,) = training.train([member('tiny')], [0], 100, tmp_path, Here(status=74), print)
+  assert failure == 'tiny, seed 0: ended with status 74; the same command tries again'
+  assert (tmp_path / '100s' / 'tiny' / 'seed0' / 'checkpoints' / '7').is_dir()
+
+
+def test_a_run_whose_loss_is_no_number_is_told_every_time_and_compared_with_nothing(tmp_path):
+  class Lost(Here):
+    def final_bpb(self, spec):
+      return None if spec.optimizer.peak_lr > 0.1 else 1.0
+
+  here = Lost()
+  everybody = [member('sound'), member('lost', optimizer__peak_lr=0.5)]
+  for _ in range(2):
+    assert list(training.train(everybody, [0], 100, tmp_path, here, print)) == [
+      None,
+      'lost, seed 0: its loss is no number in the end, so it is left out',
+    ]
+  assert len(here.begun) == 2
+  assert members.finished(tmp_path, 100).keys() == {'sound'}
+
+
+def test_a_damaged_configuration_is_named_and_the_others_go_on(tmp_path):
+  here = Here()
+  list(training.train([member('a')], [0], 100, tmp_path, here, print))
+  path = tmp_path / '100s' / 'a' / 'seed0' / 'config.json'
+  path.write_text('{')
+  failure, none = training.train([member('a'), member('b')], [0], 100, tmp_path, here, print)
+  assert failure.startswith(f'a: {path}: not the configuration of a run')
+  assert none is None
+
+
+def test_another_cards_speed_is_not_taken(tmp_path, monkeypatch):
+  here = Here()
+  for name in ('x', 'x', 'another card'):
+    monkeypatch.setattr(speeds, 'driver', lambda name=name: {'name': name})
+    speeds.speed(member('tiny'), tmp_path, here, print)
+  assert here.timed == ['tiny', 'tiny']
 
 
 def test_a_budget_once_begun_is_kept_by_the_run_and_by_other_seeds(tmp_path):
@@ -156,14 +207,10 @@ def test_a_budget_too_small_for_a_stage_is_told_and_the_others_go_on(tmp_path):
 
 def test_strong_baselines_run_at_the_rate_that_did_best(tmp_path):
   class Trained(Here):
-    def call(self, function, spec, path):
-      status = super().call(function, spec, path)
-      if path.name == 'seed0':
-        # Best at 2e-3 for one, ever better with the rate for the other.
-        rate = spec.optimizer.peak_lr
-        bpb = abs(rate - 2e-3) if spec.model.n_layers == 2 else -rate
-        (path / 'metrics.jsonl').write_text(json.dumps({'val_bpb': bpb, 'step': 1, 'tokens': 1}) + '\n')
-      return status
+    def final_bpb(self, spec):
+      """Best at 2e-3 for one, ever better with the rate for the other."""
+      rate = spec.optimizer.peak_lr
+      return abs(rate - 2e-3) if spec.model.n_layers == 2 else -rate
 
   everybody = [member('baseline_gpt2'), member('strong_gpt2'), member('strong_ultra', model__n_layers=3)]
   rates, here = [1e-3, 2e-3, 4e-3], Trained()

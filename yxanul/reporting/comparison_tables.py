@@ -37,7 +37,8 @@ def pair_table(result: Mapping[str, Any]) -> Table:
     ('speedup', 'times\nas fast', _times),
     ('bytes_ratio', 'times\nless\ntext', _times),
   ]
-  total = {'seed': 'mean', 'speedup': result['speedup']['mean'], 'bytes_ratio': result['bytes_ratio']['mean']}
+  speedup = result['speedup'] and result['speedup']['mean']
+  total = {'seed': 'mean', 'speedup': speedup, 'bytes_ratio': result['bytes_ratio']['mean']}
   for key in ('final_difference', 'difference'):
     total[key] = statistics.fmean(pair[key] for pair in result['pairs'])
   return tables._table(result['pairs'], columns, f'{b} against {a}', left={'seed'}, total=total)

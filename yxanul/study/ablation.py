@@ -154,34 +154,31 @@ def _strong(runs: Runs) -> list[str]:
 def headline(by_budget: Mapping[float, Runs], seconds: float, against: str, stem: str) -> Row | None:
   """How many times sooner the experiment comes to where `against` ends after `seconds`.
 
-  Each budget of the experiment was annealed to its own end, so each is asked; what counts is the one that most seeds have, and
-  among those the fastest.
+  Each budget of the experiment was annealed to its own end, so each is asked. What counts are those that most seeds have, and
+  among them the fastest in which every seed came there.
 
   Returns:
-    As `factor` ('factor', 'low', 'high', 'n'), with 'own_seconds', the budget that came first; 'factor' is None where none came
-    there, and 'short' by how many bits per byte the closest end missed. None where no seed has both.
+    As `factor` ('factor', 'low', 'high', 'n'), with 'own_seconds', the budget that came first. Where none came there with every
+    seed 'factor' is None, and 'short' the bits per byte by which the farthest seed of the nearest budget missed. None where no
+    seed has both.
   """
-  reached, short = [], []
+  found = []
   for own_seconds, runs in by_budget.items():
     own, theirs = runs.get(stem, {}), by_budget[seconds].get(against, {})
-    ratios, misses = [], []
-    for seed in (seed for seed in theirs if seed in own):
-      target = theirs[seed].evaluations[-1]['val_bpb']
-      took = reach(own[seed], target, 'seconds_training')
-      ratios.append(took and reach(theirs[seed], target, 'seconds_training') / took)
-      misses.append(own[seed].evaluations[-1]['val_bpb'] - target)
-    if ratios and None not in ratios:
-      reached.append((pairs.geometric(ratios), own_seconds))
-    elif ratios:
-      short.append((statistics.fmean(misses), own_seconds))
-  if reached:
-    speedup, own_seconds = max(reached, key=lambda item: (item[0].n, item[0].mean))
-    ends = {'factor': speedup.mean, 'low': speedup.low, 'high': speedup.high, 'n': speedup.n}
-    return {**ends, 'own_seconds': own_seconds, 'short': None}
-  if short:
-    miss, own_seconds = min(short)
-    return {'factor': None, 'low': None, 'high': None, 'n': 0, 'own_seconds': own_seconds, 'short': miss}
-  return None
+    seeds = [seed for seed in theirs if seed in own]
+    targets = {seed: theirs[seed].evaluations[-1]['val_bpb'] for seed in seeds}
+    took = [reach(own[seed], targets[seed], 'seconds_training') for seed in seeds]
+    row = {'factor': None, 'low': None, 'high': None, 'n': len(seeds), 'own_seconds': own_seconds, 'short': None}
+    if None in took:
+      row['short'] = max(own[seed].evaluations[-1]['val_bpb'] - targets[seed] for seed in seeds)
+    elif took:
+      times = [reach(theirs[seed], targets[seed], 'seconds_training') for seed in seeds]
+      speedup = pairs.geometric([a / b for a, b in zip(times, took, strict=True)])
+      row |= {'factor': speedup.mean, 'low': speedup.low, 'high': speedup.high}
+    if seeds:
+      found.append(row)
+  # Most seeds, then those that came there, then the fastest of them or the nearest of the others.
+  return max(found, key=lambda row: (row['n'], row['factor'] is not None, row['factor'] or -row['short']), default=None)
 
 
 def goal_rows(by_budget: Mapping[float, Runs], seconds: float, stem: str) -> list[Row]:
@@ -199,9 +196,10 @@ def goal_rows(by_budget: Mapping[float, Runs], seconds: float, stem: str) -> lis
 def _judged(measured: Row | None, goal: float | None, seconds: float) -> str:
   if measured is None:
     return 'not measured'
-  own = f'{measured["own_seconds"]:g} s' if measured['own_seconds'] else 'the tokens it says'
+  own = f'{measured["own_seconds"]:g} s'
   if measured['factor'] is None:
-    says = f'not reached: its end after {own} is {measured["short"]:.4f} bits per byte above'
+    seeds = '' if measured['n'] == 1 else f' (the farthest of {measured["n"]} seeds)'
+    says = f'not reached: its end after {own} is {measured["short"]:.4f} bits per byte above{seeds}'
     return says if goal is None else f'{says}; the goal of {goal:g} is missed'
   says = f'{measured["factor"]:.2f} times as soon where that one ends after {seconds:g} s, in its run of {own}'
   if goal is None:
@@ -227,8 +225,8 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
   found = []
   if len(sizes := {row['val_bytes'] for row in rows}) > 1:
     found.append(
-      f'the runs were not scored on the same text ({", ".join(f"{size:,.0f}" for size in sorted(sizes))} bytes): their filters '
-      'count tokens; --config.data.min_document_tokens=0 makes them the same'
+      f'the runs were not scored on the same text ({", ".join(f"{size:,.0f}" for size in sorted(sizes))} bytes): they want the '
+      'same evaluation.max_bytes and filters'
     )
   found += pairs.notes(runs)
   off = {
@@ -245,8 +243,8 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
 def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
   """Whether the rates of the strong baselines may be believed; rows as `study.tuning.rows`."""
   found = []
-  if not tuning and _strong(runs):
-    found.append('the learning rates of the strong baselines are rules of thumb: --rates tunes them')
+  if untuned := [name for name in STRONG if name in runs]:
+    found.append(f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
   for row in tuning:
     if row['at_the_end']:
       found.append(f'{row["name"]} did best at {row["rate"]:g}, an end of the rates that were tried: another may be better')

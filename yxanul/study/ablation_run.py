@@ -48,14 +48,18 @@ class Ablation:
     baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
     attention = self.workdir / 'attention.json'
 
+    def fail(line: str) -> None:
+      failures.append(line)
+      tell(f'failed: {line}')
+
     def follow(runs: Iterator[str | None]) -> None:
       for failure in runs:
         if failure:
-          failures.append(failure)
-          tell(f'failed: {failure}')
-        if baseline and not attention.exists() and apart.call(parts.measure_attention, baseline.spec, attention):
-          failures.append('attention by itself could not be timed')
+          fail(failure)
         self.write()
+
+    if baseline and parts.read(attention) is None and apart.call(parts.measure_attention, baseline.spec, attention):
+      fail('attention by itself could not be timed')
 
     if self.rates:
       follow(tuning.trials(ready, self.rates, self.rate_seconds, self.workdir, apart, tell))
@@ -69,26 +73,31 @@ class Ablation:
   def write(self) -> Row | None:
     """Tables and plots of what is finished; None where nothing is."""
     by_budget = {budget: members.finished(self.workdir, budget) for budget in members.budgets(self.workdir)}
-    runs = by_budget.get(self.seconds)
+    seconds = float(f'{self.seconds:g}')  # as folders are named
+    runs = by_budget.get(seconds)
     if not runs:
       return None
-    measured = self.workdir / 'attention.json'
-    attention = json.loads(measured.read_text()) if measured.exists() else None
+    attention = parts.read(self.workdir / 'attention.json')
     one = next(iter(next(iter(runs.values())).values())).result
     record = {**self.envelope, 'hardware': one['hardware'], 'n': max(map(len, runs.values()))}
     record['versions'] = self.envelope['versions'] | one['versions']
-    rates = self._tuning()
-    record |= ablation.result(by_budget, self.stem, self.seconds) | {
+    folder = members.budget_folder(self.workdir, self.seconds)
+    rates = self._tuning() if self.rates else _tuned_before(folder / 'ablation.json')
+    record |= ablation.result(by_budget, self.stem, seconds) | {
       'parts': parts.rows(runs, self.model, attention),
       'tuning': rates,
     }
     record['notes'] += ablation.tuning_notes(rates, runs)
-    folder = members.budget_folder(self.workdir, self.seconds)
     fresh = folder / 'ablation.json.tmp'
     fresh.write_text(json.dumps(record, indent=1) + '\n')
     fresh.replace(folder / 'ablation.json')
     ablation_page.write_page(record, _panels([row['name'] for row in record['runs']], runs, self.stem), folder)
     return record
+
+
+def _tuned_before(path: Path) -> list[Row]:
+  """The rates of an earlier call: one that trains the rest does not lose them."""
+  return json.loads(path.read_text()).get('tuning', []) if path.exists() else []
 
 
 def _panels(names: Sequence[str], runs: ablation.Runs, stem: str) -> dict[str, dict[str, RunFiles]]:

@@ -46,15 +46,17 @@ def compared(a: str, b: str, runs_a: Mapping[int, RunFiles], runs_b: Mapping[int
     shown = ' and '.join(f'{size:,}' for size in sorted(sizes))
     raise ValueError(f'{a}, {b}: scored on different text ({shown} bytes), wants the same evaluation.max_bytes and filters')
   rows = [{'seed': seed, **pairs.compare(runs_a[seed], runs_b[seed])} for seed in seeds]
-  told = pairs.notes({name: {seed: runs[seed] for seed in seeds} for name, runs in ((a, runs_a), (b, runs_b))})
   equal_text = all(row['equal_text'] for row in rows)
   hardware = {run.result['hardware'] for seed in seeds for run in (runs_a[seed], runs_b[seed])}
-  if len(hardware) > 1 and not equal_text:
-    raise ValueError(f'{a}, {b}: ran on {" and ".join(sorted(hardware))}, wants one machine, or equal text')
+  if len(hardware) > 1:  # their times say nothing
+    if not equal_text:
+      raise ValueError(f'{a}, {b}: ran on {" and ".join(sorted(hardware))}, wants one machine, or equal text')
+    rows = [row | {'speedup': None} for row in rows]
   where = 'at their ends, after equal text' if equal_text else 'at equal time'
   difference = pairs.interval([row['final_difference' if equal_text else 'difference'] for row in rows])
-  speedup = pairs.geometric([row['speedup'] for row in rows])
   bytes_ratio = pairs.geometric([row['bytes_ratio'] for row in rows])
+  speedup = pairs.geometric([row['speedup'] for row in rows]) if len(hardware) == 1 else None
+  figures = {'bpb_difference': _figure(difference, 'bits per byte')}
   return {
     'a': a,
     'b': b,
@@ -62,11 +64,11 @@ def compared(a: str, b: str, runs_a: Mapping[int, RunFiles], runs_b: Mapping[int
     'pairs': rows,
     'where': where,
     'difference': dataclasses.asdict(difference),
-    'speedup': dataclasses.asdict(speedup),
+    'speedup': speedup and dataclasses.asdict(speedup),
     'bytes_ratio': dataclasses.asdict(bytes_ratio),
     'verdict': pairs.verdict(a, b, difference, speedup, where),
-    'notes': told,
-    'figures': {'bpb_difference': _figure(difference, 'bits per byte'), 'speedup': _figure(speedup, 'times')},
+    'notes': pairs.notes({name: {seed: runs[seed] for seed in seeds} for name, runs in ((a, runs_a), (b, runs_b))}),
+    'figures': figures | ({'speedup': _figure(speedup, 'times')} if speedup else {}),
   }
 
 

@@ -6,6 +6,7 @@ scored on the same held-out text.
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def on_one_text(members: Sequence[Member], data_folder: Path, baseline_tokenizer
     return tokenizer
 
   tokenizers = [own_tokenizer(member.spec) for member in members]
-  several = len({_tokenizer_name(tokenizer) for tokenizer in tokenizers}) > 1
+  several = len(set(tokenizers)) > 1
 
   def changed(spec: ExperimentSpec, tokenizer: TokenizerSpec) -> ExperimentSpec:
     data = dataclasses.replace(first.data, tokenizer=tokenizer, directory=str(folder / _tokenizer_name(tokenizer)))
@@ -66,7 +67,11 @@ def on_one_text(members: Sequence[Member], data_folder: Path, baseline_tokenizer
 
 
 def _tokenizer_name(tokenizer: TokenizerSpec) -> str:
-  return f'{Path(tokenizer.path).name or "trained"}-{tokenizer.vocab_size}-{tokenizer.transition_size}'
+  """With a mark of the folder that it lies in: many are called `tokenizer`."""
+  name = f'{Path(tokenizer.path).name or "trained"}-{tokenizer.vocab_size}-{tokenizer.transition_size}'
+  if not Path(tokenizer.path).exists() or not tokenizer.path:
+    return name
+  return f'{name}-{zlib.crc32(str(Path(tokenizer.path).resolve()).encode()):08x}'
 
 
 def budget_folder(workdir: Path, seconds: float) -> Path:
@@ -79,12 +84,18 @@ def run_folder(workdir: Path, seconds: float, member: Member, seed: int) -> Path
 
 
 def finished(workdir: Path, seconds: float) -> dict[str, dict[int, RunFiles]]:
-  """The finished runs of one budget, by the name of the member's folder and the seed."""
+  """The finished runs of one budget, by the name of the member's folder and the seed; without those that `lost_itself`."""
   found: dict[str, dict[int, RunFiles]] = {}
   for result in sorted(budget_folder(workdir, seconds).glob('*/seed*/result.json')):
-    run_folder = result.parent
-    found.setdefault(run_folder.parent.name, {})[int(run_folder.name.removeprefix('seed'))] = read_run(run_folder)
+    run = read_run(result.parent)
+    if not lost_itself(run):
+      found.setdefault(run.workdir.parent.name, {})[int(run.workdir.name.removeprefix('seed'))] = run
   return {name: dict(sorted(seeds.items())) for name, seeds in found.items()}
+
+
+def lost_itself(run: RunFiles) -> bool:
+  """Whether it ended with a loss that is no number, as at a rate that is too high: it has nothing to compare."""
+  return not run.evaluations or run.evaluations[-1]['val_bpb'] is None
 
 
 def budgets(workdir: Path) -> list[float]:

@@ -100,8 +100,10 @@ def notes(runs: Mapping[str, Mapping[int, RunFiles]]) -> list[str]:
   return found
 
 
-def verdict(a: str, b: str, difference: Interval, speedup: Interval, where: str = 'at equal time') -> str:
-  """In plain words: which is better `where` the difference was taken, if the interval allows to say so, and how much faster."""
+def verdict(a: str, b: str, difference: Interval, speedup: Interval | None, where: str = 'at equal time') -> str:
+  """In plain words: which is better `where` the difference was taken, if the interval allows to say so, and how much faster
+  (None: times of different machines).
+  """
   if difference.low is None:
     return 'no verdict: one pair of runs has no interval, and seeds alone may differ by more'
   shown = f'{difference.low:+.4f} to {difference.high:+.4f}'
@@ -110,6 +112,8 @@ def verdict(a: str, b: str, difference: Interval, speedup: Interval, where: str 
     return f'no verdict: the difference {where}, {shown} bits per byte ({pairs}), may be none'
   better = b if difference.mean < 0 else a
   line = f'{better} is better by {abs(difference.mean):.4f} bits per byte {where} ({shown} for {b}; {pairs})'
+  if speedup is None:
+    return line
   if not speedup.excludes(1.0):
     return f'{line}; to equal quality the interval of its speed, {speedup.low:.2f} to {speedup.high:.2f} times, includes 1'
   return f'{line}; to equal quality {b} is {speedup.mean:.2f} times as fast ({speedup.low:.2f} to {speedup.high:.2f})'

@@ -57,6 +57,12 @@ def _measure(
   return timed(lambda: torch.autograd.grad(attend(*inputs), inputs, dout), device, captures=True)
 
 
+def read(path: Path) -> dict[str, Any] | None:
+  """What `measure_attention` wrote; None where it did not, or measured something else, as it once did."""
+  measured = json.loads(path.read_text()) if path.exists() else None
+  return measured if measured and 'written_out' in measured['engines'] else None
+
+
 def rows(runs: Runs, grouped: ModelSpec, measured: dict[str, Any] | None) -> list[Row]:
   """'claim', 'claimed', 'found' (None: not measured), 'how'.
 

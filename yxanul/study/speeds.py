@@ -19,7 +19,7 @@ from yxanul.config.groups import assign_groups
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data import prepare as preparation
 from yxanul.data.prepare_journal import write_atomically
-from yxanul.kernels.capabilities import detect
+from yxanul.kernels.capabilities import detect, driver
 from yxanul.study.apart import Apart
 from yxanul.study.members import Member
 from yxanul.training import benchmark
@@ -40,10 +40,11 @@ def speed(member: Member, workdir: Path, apart: Apart, tell: Callable[[str], Non
     ValueError: the member could not be timed.
   """
   folder, decides = workdir / 'speeds', deciding(member.spec)
+  card = (driver() or {}).get('name')  # of another one, a speed says nothing
   folder.mkdir(parents=True, exist_ok=True)
   for path in sorted(folder.glob('*.json')):
     measured = json.loads(path.read_text())
-    if measured.get('decided_by') == decides:
+    if measured.get('decided_by') == decides and card in (None, measured['hardware']):
       return measured['tokens_per_second']
   tell(f'{member.name}: timing its stages, to know how many tokens its seconds are')
   path = folder / f'{member.folder}.json'

@@ -240,8 +240,8 @@ class Checkpoints:
     if others and all(path.startswith('fp8_state/') for path in others):
       had, here = ('in FP8', 'does not') if others <= host['crc32'].keys() else ('without FP8', 'does')
       raise _OtherConfiguration(
-        f'{self.folder}: the checkpoint of step {step} was trained {had}, which this machine {here} run; wants '
-        f'{"a card with" if had == "in FP8" else "one without"} FP8 tensor cores (sm_89 or later), or a new --workdir'
+        f'{self.folder}: the checkpoint of step {step} was trained {had}, and this machine {here} run in FP8; wants a card '
+        f'{"with" if had == "in FP8" else "without"} FP8 tensor cores (sm_89 or later), or a new --workdir'
       )
     arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     if arrays.keys() != wanted.keys():

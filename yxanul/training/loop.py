@@ -121,7 +121,7 @@ class _Loop:
     self.clocks = Clocks(progress)
     self.queue = MetricsQueue(run.device)
     self.gauge = GpuGauge(run.device)
-    self.marks = [share * run.spec.curriculum.budget_tokens for share in run.spec.evaluation.shares()]
+    self.marks = [round(share * run.spec.curriculum.budget_tokens) for share in run.spec.evaluation.shares()]
     self.attempted_at = time.perf_counter()  # to save
     self.rolled_back_to: int | None = None  # the step of the checkpoint, until another is made
     self.is_untried = False  # no step was taken since a rollback

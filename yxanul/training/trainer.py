@@ -247,7 +247,9 @@ class Trainer:
     tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
     for engine, difference in off.items():
       tell(_left_out(stage, engine, difference))
-    return next(iter(taken), self._attention[stage.index])
+    # Where nothing could be tried it is what was chosen without trying, unless that is known to be wrong.
+    untried = self._attention[stage.index]
+    return next(iter(taken), 'sdpa' if untried in off else untried)
 
   def _checked_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
     """The checkpoint's choice, which was tried on the device of that time, where it is right on this one."""
