@@ -23,6 +23,7 @@ def test_tokens_that_were_undone_before_are_not_undone_again():
 
   loop = _Loop(
     SimpleNamespace(
+      spec=tiny.spec(),
       curriculum=Curriculum(tiny.spec()),
       checkpoints=SimpleNamespace(restore=restore),
       log=SimpleNamespace(write=events.append),
