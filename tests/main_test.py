@@ -18,11 +18,11 @@ import torch
 from tests import tiny
 from tests.faults import world
 from tests.faults.memory import limit_memory
-from yxanul import run
 from yxanul.config.convert import to_dict
 from yxanul.data import shards_check
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
+from yxanul.training.workdir import check_workdir
 
 
 @pytest.fixture(scope='module')
@@ -387,10 +387,10 @@ def test_a_start_that_was_killed_binds_nobody(tmp_path):
   process.kill()
   process.communicate()
   assert json.loads((workdir / 'config.json').read_text())['model']['d_model'] == 32
-  run.check_workdir(tiny.spec(seed=3), workdir)
+  check_workdir(tiny.spec(seed=3), workdir)
   (workdir / 'checkpoints' / '0').mkdir(parents=True)
   with pytest.raises(ValueError, match=r'config\.seed: 0 -> 3'):
-    run.check_workdir(tiny.spec(seed=3), workdir)
+    check_workdir(tiny.spec(seed=3), workdir)
 
 
 def test_groups_that_do_not_fit_the_model_are_told_before_anything_is_prepared(tmp_path):

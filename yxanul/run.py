@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yxanul.config.convert import deciding_differences, is_saved, listed, to_dict
+from yxanul.config.convert import to_dict
 from yxanul.config.spec import ExperimentSpec, MuonSpec
 from yxanul.config.status import EXIT_AGAIN, EXIT_UNSAVED
 from yxanul.data import prepare as preparation
-from yxanul.data.lock import locked
 from yxanul.data.prepare_journal import write_atomically
 from yxanul.data.shards_check import Recheck
 from yxanul.inference.compression import xz_marks
@@ -37,11 +34,12 @@ from yxanul.training.loop import Progress, Run, train
 from yxanul.training.metrics import ppl_gpt2_equivalent
 from yxanul.training.overview import parameter_rows, stage_rows
 from yxanul.training.sharding import sharding_for
-from yxanul.training.state import generator
+from yxanul.training.state import TrainState, generator
 from yxanul.training.step import matmul_format
 from yxanul.training.stop import Stopped, StopRequest, stop_request
 from yxanul.training.trainer import Trainer, curriculum_for, set_up_torch
 from yxanul.training.validation import Validation
+from yxanul.training.workdir import alone, begun, check_workdir
 
 
 def run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None = None) -> int:
@@ -92,7 +90,7 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
   device = set_up_torch(spec, capabilities)
   training = spec.training
   with (
-    _alone(workdir) if processes.first else contextlib.nullcontext(),
+    alone(workdir) if processes.first else contextlib.nullcontext(),
     stop_request(training.stop_within_seconds, training.preemption_file) as stop,
     _display(spec, curriculum, price_per_hour, processes) as display,
   ):
@@ -100,7 +98,7 @@ def _run(spec: ExperimentSpec, workdir: Path, price_per_hour: float | None, proc
       stop.tell = display.message
     session = _Session(spec, workdir, processes, capabilities, engines, device, display, stop, started, [])
     try:
-      with _begun(spec, workdir) if processes.first else contextlib.nullcontext():
+      with begun(spec, workdir) if processes.first else contextlib.nullcontext():
         prepared = _prepare(session)
     except Stopped:
       display.message(f'{stop.name}: stopped while preparing the text; the same command goes on from here')
@@ -142,43 +140,6 @@ def _checkpoints(spec: ExperimentSpec, workdir: Path, display: Display) -> Check
   )
 
 
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-  """One process at a time trains in a workdir; what was not there and stays empty goes at the end."""
-  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-  try:
-    with locked(workdir / 'run.lock', busy=f'--workdir={workdir}: another process is training here'):
-      yield
-  finally:
-    with contextlib.suppress(OSError):  # what is not empty stays
-      for folder in made:
-        folder.rmdir()
-
-
-def _binds(workdir: Path) -> bool:
-  """Whether something there was trained: until then a start that failed, for its settings or another reason, binds nobody."""
-  checkpoints = [*workdir.glob('checkpoints/*'), *workdir.glob('checkpoints_broken/*')]
-  return (workdir / 'result.json').exists() or any(path.name.partition('.')[0].isdigit() for path in checkpoints)
-
-
-@contextlib.contextmanager
-def _begun(spec: ExperimentSpec, workdir: Path) -> Iterator[None]:
-  """`config.json` stands before anything else does; it goes again where the settings turn out wrong."""
-  path = workdir / 'config.json'
-  before = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
-  if before and not _binds(workdir) and deciding_differences(before, to_dict(spec)):
-    # What a start of other settings left, before it had a checkpoint, is no part of these curves.
-    for left in ('metrics.jsonl', 'wandb', 'tensorboard'):
-      shutil.rmtree(workdir / left) if (workdir / left).is_dir() else (workdir / left).unlink(missing_ok=True)
-  write_atomically(path, _json(to_dict(spec)))
-  try:
-    yield
-  except (ValueError, OSError):
-    if not _binds(workdir):
-      path.unlink()
-    raise
-
-
 def dry_run(spec: ExperimentSpec) -> None:
   """Shows what `run` would do: parameters, stages, learning rates, memory. Trains nothing, writes nothing."""
   limit_bytes = int(1e9 * spec.training.gpu_memory_gb)
@@ -207,15 +168,26 @@ def _muon_line(muon: MuonSpec) -> str:
 def _train(
   session: _Session, curriculum: Curriculum, prepared: preparation.Prepared, checkpoints: SharedCheckpoints
 ) -> dict[str, Any] | None:
-  spec, workdir, processes = session.spec, session.workdir, session.processes
-  stop, display, device = session.stop, session.display, session.device
+  """The run from its steps to its results; None in all processes but the first."""
+  trainer, progress, resumed_from = _ready(session, curriculum, prepared, checkpoints)
+  recheck = Recheck([*prepared.train.unread, *prepared.validation.unread] if session.processes.first else [])
+  state = _run_loop(session, trainer, progress, prepared, checkpoints, recheck)
+  recheck.judge()
+  return _finish(session, trainer, state, progress, prepared, resumed_from) if session.processes.first else None
+
+
+def _ready(
+  session: _Session, curriculum: Curriculum, prepared: preparation.Prepared, checkpoints: SharedCheckpoints
+) -> tuple[Trainer, Progress, int | None]:
+  """Steps that are warm and a state to go on from, with the step of the checkpoint that it came from."""
+  spec, display = session.spec, session.display
 
   def tell(line: str) -> None:
-    stop.check()
+    session.stop.check()
     display.message(line)
 
-  stop.check('making the steps')
-  trainer = Trainer(spec, curriculum, session.capabilities, session.engines, device, prepared, processes)
+  session.stop.check('making the steps')
+  trainer = Trainer(spec, curriculum, session.capabilities, session.engines, session.device, prepared, session.processes)
   restored = checkpoints.restore(trainer.state)
   progress = Progress()
   if restored:
@@ -228,44 +200,58 @@ def _train(
   trainer.warm(progress.tokens, calibrate_first=not restored, tell=tell)
   progress.seconds_warming += time.perf_counter() - warming
   display.plan(stage_rows(spec, trainer.curriculum), trainer.curriculum.total_tokens)
-  resumed_from = progress.step if restored else None
   # What passed before the clock of the loop starts belongs to the run's wall clock.
   progress.seconds += time.perf_counter() - session.started
+  return trainer, progress, progress.step if restored else None
 
-  recheck = Recheck([*prepared.train.unread, *prepared.validation.unread] if processes.first else [])
-  log = Logs(spec, workdir, progress.step, display.message) if processes.first else NoLogs()
+
+def _run_loop(
+  session: _Session,
+  trainer: Trainer,
+  progress: Progress,
+  prepared: preparation.Prepared,
+  checkpoints: SharedCheckpoints,
+  recheck: Recheck,
+) -> TrainState:
+  spec, processes, workdir = session.spec, session.processes, session.workdir
+  log = Logs(spec, workdir, progress.step, session.display.message) if processes.first else NoLogs()
   peak = peak_flops(session.capabilities.name, matmul_format(trainer.engines, spec.precision))
+  held_out = (prepared.validation, trainer.engines, trainer.text, session.device, session.stop, processes)
+  run = Run(
+    spec=spec,
+    curriculum=trainer.curriculum,
+    step=trainer.step,
+    batches=lambda position: recheck.behind(trainer.batches(position)),
+    evaluate=Validation(spec, *held_out),
+    checkpoints=checkpoints,
+    log=log,
+    display=session.display,
+    stop=session.stop,
+    device=session.device,
+    host={'choices': trainer.choices()},
+    peak_flops=peak and processes.world * peak,
+    processes=processes,
+    reduction=trainer.reduction,
+  )
   try:
-    state = train(
-      Run(
-        spec=spec,
-        curriculum=trainer.curriculum,
-        step=trainer.step,
-        batches=lambda position: recheck.behind(trainer.batches(position)),
-        evaluate=Validation(spec, prepared.validation, trainer.engines, trainer.text, device, stop, processes),
-        checkpoints=checkpoints,
-        log=log,
-        display=display,
-        stop=stop,
-        device=device,
-        host={'choices': trainer.choices()},
-        peak_flops=peak and processes.world * peak,
-        processes=processes,
-        reduction=trainer.reduction,
-      ),
-      trainer.state,
-      progress,
-    )
+    return train(run, trainer.state, progress)
   finally:
     with session.writing(workdir / 'metrics.jsonl'):
       log.close()
-  recheck.judge()
-  if not processes.first:
-    return None
-  samples, path, report = (workdir / name for name in ('samples.txt', 'result.json', 'report.html'))
-  if restored and progress.step == resumed_from and (before := _read_result(path)):
-    result = before  # the run was over then: what it left stays as it is
-  else:
+
+
+def _finish(
+  session: _Session,
+  trainer: Trainer,
+  state: TrainState,
+  progress: Progress,
+  prepared: preparation.Prepared,
+  resumed_from: int | None,
+) -> dict[str, Any]:
+  """Result, samples and report, each as far as it is not there from a session that was over then."""
+  stop, (samples, path, report) = session.stop, (session.workdir / n for n in ('samples.txt', 'result.json', 'report.html'))
+  result = _read_result(path) if progress.step == resumed_from else None
+  if result is None:
     stop.check('writing the results')
     result = _result(session, trainer, progress, prepared, resumed_from)
     with session.writing(path):
@@ -275,10 +261,11 @@ def _train(
   if not samples.exists():  # after the result, which nothing that happens while sampling may cost
     stop.check('sampling')
     with session.writing(samples):
-      write_samples(samples, Model(spec, state.params, prepared.tokenizer, trainer.engines), generator(state.rng))
+      model = Model(session.spec, state.params, prepared.tokenizer, trainer.engines)
+      write_samples(samples, model, generator(state.rng))
   stop.check('writing the report')
   with session.writing(report):
-    write_report(workdir)
+    write_report(session.workdir)
   stop.check()
   return result
 
@@ -290,32 +277,6 @@ def _read_result(path: Path) -> dict[str, Any] | None:
   except (FileNotFoundError, ValueError):
     return None
   return result if isinstance(result, dict) and 'val_bpb' in result else None
-
-
-def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
-  """Whether a run of `spec` may write there.
-
-  Raises:
-    ValueError: in one line: the workdir holds another experiment, is no folder or cannot be written.
-  """
-  path = workdir / 'config.json'
-  if path.exists():
-    try:
-      before = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-      raise ValueError(f'{path}: not readable as JSON ({error})') from None
-    if not is_saved(before):
-      raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
-    differing = deciding_differences(before, to_dict(spec))
-    if differing and _binds(workdir):
-      raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
-  elif workdir.exists() and not workdir.is_dir():
-    raise ValueError(f'--workdir={workdir}: is not a folder')
-  existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-  try:  # os.access would say yes to root, whatever the file system says
-    tempfile.TemporaryFile(dir=existing).close()
-  except OSError as error:
-    raise ValueError(f'--workdir={workdir}: cannot be written ({error.strerror}: {existing})') from None
 
 
 def _prepare(session: _Session) -> preparation.Prepared:

@@ -24,6 +24,7 @@ from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.curriculum import Curriculum
 from yxanul.training.metrics import MetricsLog
 from yxanul.training.overview import parameter_rows, stage_rows
+from yxanul.training.workdir import check_workdir
 
 RANDOM = st.randoms(use_true_random=False)
 
@@ -58,7 +59,7 @@ def test_a_damaged_config_is_refused_or_the_same(workdir, tmp_path_factory, rng)
   (copy / 'result.json').touch()  # or the configuration binds nobody
   spec = tiny.spec(**world.FIELDS)
   damaged(rng, workdir / 'config.json', copy / 'config.json')
-  same = one_line(lambda: run.check_workdir(spec, copy) or True)
+  same = one_line(lambda: check_workdir(spec, copy) or True)
   if same:
     # Nothing that decides the run may differ; how it is looked after may.
     now, wanted = json.loads((copy / 'config.json').read_text()), to_dict(spec)

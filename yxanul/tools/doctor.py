@@ -81,15 +81,15 @@ def _engines(capabilities: Any, precision: PrecisionSpec, spec: ExperimentSpec |
 
 def _preflight(spec: ExperimentSpec, workdir: Path, capabilities: Any, result: Result) -> list[Any]:
   """What was found, in order; it stops at what makes all that follows useless."""
-  from yxanul import run
   from yxanul.data import prepare
   from yxanul.reporting.phases import Phases
   from yxanul.training import loggers, preflight
+  from yxanul.training.workdir import check_workdir
 
   data = Path(spec.data.directory) if spec.data.directory else workdir / 'data'
   found = []
   try:
-    run.check_workdir(spec, workdir)
+    check_workdir(spec, workdir)
     loggers.require_loggers(spec.training.loggers)
     found += preflight.check_device(spec, capabilities)
     found += preflight.check_disk(spec, workdir, data, prepare.is_prepared(spec.data, data))
