@@ -154,10 +154,14 @@ def test_other_shapes_are_refused(tmp_path):
 def test_fp8_that_this_machine_lacks_is_named(tmp_path):
   saved(tmp_path / 'c', [1])
   checkpoints, without = Checkpoints(tmp_path / 'c', 2), state()._replace(fp8_state={})
-  with pytest.raises(ValueError, match=r'the checkpoint of step 1 was trained in FP8, which this machine does not run; wants'):
+  with pytest.raises(
+    ValueError, match='step 1 was trained in FP8, and this machine does not run in FP8; wants a card with FP8'
+  ):
     checkpoints.restore(without)
   checkpoints.save(without._replace(step=torch.tensor(2)), {})
-  with pytest.raises(ValueError, match=r'step 2 was trained without FP8, which this machine does run; wants one without FP8'):
+  with pytest.raises(
+    ValueError, match='step 2 was trained without FP8, and this machine does run in FP8; wants a card without FP8'
+  ):
     checkpoints.restore(state())
   checkpoints.close()
   assert checkpoints.steps() == [1, 2]
