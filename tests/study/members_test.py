@@ -56,13 +56,13 @@ def test_the_baselines_tokenizer_may_lie_in_a_folder(tmp_path):
 def test_folders_are_found_again_by_budget_name_and_seed(tmp_path):
   member = Member('ultra_curriculum:shape=late,lr_scale=false', tiny.spec())
   assert member.folder == 'ultra_curriculum-shape=late-lr_scale=false'
-  for seconds in (120.0, 2.5, 0.0):
+  for seconds in (120.0, 2.5, 100 / 3, 0.0):
     folder = members.run_folder(tmp_path, seconds, member, 1)
     folder.mkdir(parents=True)
     (folder / 'config.json').write_text(json.dumps(to_dict(member.spec)))
     (folder / 'result.json').write_text('{}')
     (folder / 'metrics.jsonl').write_text('{"val_bpb": 1.0}\n')
-  assert members.budgets(tmp_path) == [2.5, 120.0]
+  assert members.budgets(tmp_path) == [2.5, 100 / 3, 120.0]
   found = members.finished(tmp_path, 120.0)
   assert {name: list(seeds) for name, seeds in found.items()} == {member.folder: [1]}
 

@@ -41,12 +41,7 @@ class Ablation:
     Raises:
       Stopped: on request; the same call goes on.
     """
-    self.write()
-    ready, failures = texts.prepare(self.members, self.workdir, apart, tell)
-    for failure in failures:
-      tell(f'failed: {failure}')
-    baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
-    attention = self.workdir / 'attention.json'
+    failures: list[str] = []
 
     def fail(line: str) -> None:
       failures.append(line)
@@ -58,9 +53,14 @@ class Ablation:
           fail(failure)
         self.write()
 
+    self.write()
+    ready, without_text = texts.prepare(self.members, self.workdir, apart, tell)
+    for failure in without_text:
+      fail(failure)
+    baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
+    attention = self.workdir / 'attention.json'
     if baseline and parts.read(attention) is None and apart.call(parts.measure_attention, baseline.spec, attention):
       fail('attention by itself could not be timed')
-
     if self.rates:
       follow(tuning.trials(ready, self.rates, self.rate_seconds, self.workdir, apart, tell))
       ready = tuning.tuned(ready, self._tuning())
@@ -73,8 +73,7 @@ class Ablation:
   def write(self) -> Row | None:
     """Tables and plots of what is finished; None where nothing is."""
     by_budget = {budget: members.finished(self.workdir, budget) for budget in members.budgets(self.workdir)}
-    seconds = float(f'{self.seconds:g}')  # as folders are named
-    runs = by_budget.get(seconds)
+    runs = by_budget.get(self.seconds)
     if not runs:
       return None
     attention = parts.read(self.workdir / 'attention.json')
@@ -83,7 +82,7 @@ class Ablation:
     record['versions'] = self.envelope['versions'] | one['versions']
     folder = members.budget_folder(self.workdir, self.seconds)
     rates = self._tuning() if self.rates else _tuned_before(folder / 'ablation.json')
-    record |= ablation.result(by_budget, self.stem, seconds) | {
+    record |= ablation.result(by_budget, self.stem, self.seconds) | {
       'parts': parts.rows(runs, self.model, attention),
       'tuning': rates,
     }

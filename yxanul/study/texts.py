@@ -1,17 +1,15 @@
 """The text of every member, prepared before anything is timed: once for each tokenizer, and all of the same documents."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from yxanul.config.spec import DataSpec
 from yxanul.data import prepare as preparation
 from yxanul.data.prepare_journal import write_atomically
+from yxanul.reporting.phases import Phases
 from yxanul.study.apart import Apart
 from yxanul.study.members import Member
-
-_TELL_EVERY_SECONDS = 10.0
 
 
 def prepare(
@@ -54,14 +52,7 @@ def _prepared(member: Member, path: Path, apart: Apart, tell: Callable[[str], No
 
 def measure_text(spec: DataSpec, path: Path) -> None:
   """Prepares the text and writes its bytes to `path`; meant for a process of its own."""
-  told = time.perf_counter()
-
-  def progress(phase: str, done: float, total: float | None) -> None:
-    nonlocal told
-    if time.perf_counter() - told > _TELL_EVERY_SECONDS:
-      told = time.perf_counter()
-      print(f'{phase}: {done / total:.0%}' if total else f'{phase}: {done / 1e6:,.1f} MB', flush=True)
-
-  prepared = preparation.prepare(spec, Path(spec.directory), progress)
+  with Phases() as phases:
+    prepared = preparation.prepare(spec, Path(spec.directory), phases)
   sizes = {part: int(getattr(prepared, part).byte_counts.sum()) for part in ('train', 'validation')}
   write_atomically(path, json.dumps(sizes) + '\n')
