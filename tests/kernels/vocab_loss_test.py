@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from yxanul.kernels import vocab_loss as module
+from yxanul.kernels import vocab_loss_compiled
 from yxanul.kernels.vocab_loss import vocab_loss
 
 
@@ -16,10 +17,13 @@ def oracle(x, table, targets, weights, z_loss=0.0, softcap=0.0):
 
 
 @pytest.mark.parametrize(('z_loss', 'softcap'), [(0.0, 0.0), (0.03, 0.0), (0.03, 5.0)])
-@pytest.mark.parametrize('engine', ['chunked', 'reference', 'compiled'])
+@pytest.mark.parametrize(
+  ('engine', 'compiled'), [('chunked', False), ('chunked', True), ('reference', False), ('compiled', False)]
+)
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_loss_and_gradients_are_exact(engine, dtype, tolerance, z_loss, softcap, monkeypatch):
-  monkeypatch.setattr(module, 'CHUNK_BYTES', 4 * 301 * 7)  # seven tokens a chunk: 50 tokens do not divide evenly
+def test_loss_and_gradients_are_exact(engine, compiled, dtype, tolerance, z_loss, softcap, monkeypatch):
+  for its in (module, vocab_loss_compiled):
+    monkeypatch.setattr(its, 'CHUNK_BYTES', 4 * 301 * 7)  # seven tokens a chunk, or four: 50 tokens do not divide evenly
   generator = torch.Generator().manual_seed(0)
   x = torch.randn(50, 24, generator=generator).to(dtype)
   table = torch.randn(301, 24, generator=generator)
@@ -32,7 +36,7 @@ def test_loss_and_gradients_are_exact(engine, dtype, tolerance, z_loss, softcap,
   x.requires_grad_()
   table.requires_grad_()
   with torch.compiler.set_stance('force_eager'):  # what is compiled, as it is written
-    loss, nll = vocab_loss(x, table, targets, weights, engine, z_loss, softcap)
+    loss, nll = vocab_loss(x, table, targets, weights, engine, z_loss, softcap, compiled)
     dx, dtable = torch.autograd.grad(3.0 * loss, (x, table))
   assert (dx.dtype, dtable.dtype, loss.dtype, nll.dtype) == (dtype, torch.float32, torch.float32, torch.float32)
   assert not nll.requires_grad

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from yxanul.kernels import vocab_loss_compiled
+
 CHUNK_BYTES = 256 * 2**20  # of FP32 logits
 _COMPILED_CHUNKS = 32  # 3.3 GB of FP32 logits for 131,072 tokens over 200,005 words
 
@@ -30,6 +32,7 @@ def vocab_loss(
   engine: str = 'chunked',
   z_loss: float = 0.0,
   softcap: float = 0.0,
+  compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
   """sum(weights * (nll + z_loss * lse^2)) and every token's nll = lse - l[target], in nats; lse = logsumexp(l), where the
   logits l are x W^T, `soft_capped`.
@@ -44,6 +47,7 @@ def vocab_loss(
     weights_N: FP32; 0 leaves a token out of the loss.
     engine: 'triton' (a GPU, BF16, R a power of two), 'chunked', 'reference' (all logits at once, plain autograd), or
       'compiled' (what people write without a kernel of their own: checkpointed chunks under torch.compile; for comparison).
+    compiled: what stands between the products of 'chunked' is fused by torch.compile (`vocab_loss_compiled`).
 
   Returns:
     The loss, 0-d FP32, differentiable in x and table; nll_N, FP32, not differentiable.
@@ -59,6 +63,8 @@ def vocab_loss(
     nll_N, lse_N = _compiled_chunks(x_NR, table_VR, targets_N, softcap)
     return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N.detach()
   assert engine == 'chunked', engine
+  if compiled:
+    return vocab_loss_compiled.vocab_loss(x_NR, table_VR, targets_N, weights_N, z_loss, softcap)
   return _ChunkedLoss.apply(x_NR, table_VR, targets_N, weights_N, z_loss, softcap)
 
 

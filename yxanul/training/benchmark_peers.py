@@ -56,8 +56,6 @@ def measure_peer(
     training=dataclasses.replace(baseline.training, execution=execution),
   )
   engines = choose_engines(capabilities, spec.precision, spec.model.head_width)
-  if execution == 'graph' and capabilities.device == 'cuda':
-    engines = dataclasses.replace(engines, vocab_loss='compiled')  # as anybody would, not our exact chunks
   device, curriculum = set_up_torch(spec, capabilities), Curriculum(spec)
   release(device)
   pieces = 1

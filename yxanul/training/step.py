@@ -105,7 +105,8 @@ def loss_of(
     mask = window if mask is None else mask & window
   x_BTD = transformer.hidden(params, inputs_BT, spec, numerics, mask, layers)
   x_NR = transformer.head_input(params, x_BTD, spec).flatten(0, 1)
-  return vocab_loss(x_NR, params['embedding.table'], targets_N, weights_N, engine, z_loss, spec.logit_softcap)
+  table_VR = params['embedding.table']
+  return vocab_loss(x_NR, table_VR, targets_N, weights_N, engine, z_loss, spec.logit_softcap, numerics.compiled)
 
 
 def differentiate(
