@@ -1,12 +1,12 @@
 """The vocabulary loss for heads of any width on a GPU: chunks of logits, and torch.compile between the products.
 
-Per chunk of M tokens three products: logits, the input's gradient, the table's, the last summed in FP32. Between them one fused
-function reads the logits, in x's dtype, and writes their gradient in it: some 8 bytes a logit in BF16, where op by op in FP32 it
-is about 60. Nothing is computed twice: as in `vocab_loss`, both gradients are known in the forward pass.
+Per chunk of M tokens three products: logits, the input's gradient, the table's, the last summed in FP32. Between them one
+fused function reads the logits, in x's dtype, and writes their gradient in it: some 8 bytes a logit in BF16, where op by op in
+FP32 it is about 60. Nothing is computed twice: as in `vocab_loss`, both gradients are known in the forward pass.
 
 The table is padded to a multiple of 64 rows, whose logits count as minus infinity: rows of GPT-2's 50,257 logits would not
-start at multiples of 16 bytes, which the fast kernels for tensor cores want. Chunks are powers of two, so that batches are whole
-ones and one shape is compiled.
+start at multiples of 16 bytes, which the fast kernels for tensor cores want. Chunks are powers of two, so that batches are
+whole ones and one shape is compiled.
 
 Shapes: N tokens, R width in front of the head, V vocabulary, P vocabulary with padding, M tokens of one chunk.
 """
@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**30  # of logits and their gradient in BF16, or of either in FP32: products over fewer rows leave a large GPU idle
+CHUNK_BYTES = 2**30  # of logits and their gradient in BF16, or of either in FP32: fewer rows leave a large GPU idle
 _ROWS = 64
 
 
@@ -53,7 +53,7 @@ def _compiled_gradient():
 class _Loss(torch.autograd.Function):
   @staticmethod
   def forward(ctx, x_NR, table_VR, targets_N, weights_N, z_loss, softcap):
-    vocab_size, rank = table_VR.shape
+    vocab_size = len(table_VR)
     table_PR = torch.nn.functional.pad(table_VR.to(x_NR.dtype), (0, 0, 0, -vocab_size % _ROWS))
     chunk = 1 << (max(1, CHUNK_BYTES // (4 * vocab_size)).bit_length() - 1)
     nll_N, lse_N = torch.empty_like(weights_N), torch.empty_like(weights_N)
