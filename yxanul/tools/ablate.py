@@ -28,6 +28,9 @@ from yxanul.config.status import EXIT_AGAIN
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Keeps the runs, their speeds, the data, the tables and the page.')
 _SECONDS = flags.DEFINE_float('seconds', None, 'Of training, for every run; compiling is counted apart.')
 _SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each experiment.', lower_bound=1)
+_FIRST_SEED = flags.DEFINE_integer(
+  'first_seed', 0, 'Of those: seeds may be divided over machines, their run folders put together later.', lower_bound=0
+)
 _ONLY = flags.DEFINE_string(
   'only', '', 'These experiments alone, of the family or any other beside it: ultra,ultra_no_fp8,ultra_curriculum:shape=late.'
 )
@@ -96,7 +99,7 @@ def main() -> int | None:
     stem=stem,
     model=spec.model,
     members=members.on_one_text(everybody, workdir / 'data', _BASELINE_TOKENIZER.value)[1:],
-    seeds=range(_SEEDS.value),
+    seeds=range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value),
     seconds=_SECONDS.value,
     rates=rates,
     rate_seconds=_RATE_SECONDS.value or _SECONDS.value / 4,
