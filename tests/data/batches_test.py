@@ -49,18 +49,54 @@ def data(request, tmp_path_factory):
   return make_shards(tmp_path_factory.mktemp('shards'), lengths, shard_tokens)
 
 
-def test_the_stream_is_the_documents_in_an_order_of_each_epoch(data):
-  stream = batches.Stream(data, seed=3)
+BLOCK = 32
+
+
+def make_stream(data, seed=0, block_tokens=BLOCK):
+  return batches.Stream(data, seed, block_tokens)
+
+
+@pytest.mark.parametrize('block_tokens', [1, BLOCK, 10**9])
+def test_an_epoch_is_the_documents_in_an_order_of_its_own_in_shuffled_blocks(data, block_tokens):
+  stream = make_stream(data, 3, block_tokens)
   n = data.n_tokens
-  first, second = stream.read(0, n), stream.read(n, n)
-  assert first[0] == END
-  assert second[0] == END
-  order = [stream._epoch(e).documents_D.tolist() for e in (0, 1)]
-  assert order[0] != order[1]
-  for documents, got in zip(order, (first, second), strict=True):
+  orders, moved = [], []
+  for number in range(3):
+    got = stream.read(number * n, n)[1:].tolist()
+    documents, _, before, blocks = (part if np.isscalar(part) else part.tolist() for part in stream._epoch(number))
     assert sorted(documents) == list(range(data.n_documents))
-    assert got[1:].tolist() == epoch_by_hand(data, documents)
-  assert batches.Stream(data, seed=4).read(0, n).tolist() != first.tolist()
+    assert sorted(blocks) == list(range(len(blocks)))
+    # Blocks begin at multiples of the position; what is left at both ends stays where it is.
+    assert (number * n + before) % block_tokens == 0
+    whole = epoch_by_hand(data, documents)
+    assert len(whole) - before - len(blocks) * block_tokens < block_tokens or before > len(whole)
+    parts = [whole[before + i * block_tokens :][:block_tokens] for i in blocks]
+    by_hand = [*whole[:before], *(t for part in parts for t in part), *whole[before + len(blocks) * block_tokens :]]
+    assert got == by_hand
+    orders.append(documents)
+    moved.append(got != whole)
+  assert orders[0] != orders[1] != orders[2]
+  assert any(moved) == (block_tokens < n)
+  assert make_stream(data, 4, block_tokens).read(0, n).tolist() != stream.read(0, n).tolist()
+
+
+def test_a_row_of_a_block_or_less_is_a_stretch_of_text(data):
+  """In every epoch, for the lengths that divide a block, but where one epoch ends and another begins."""
+  stream, n = make_stream(data, 1), data.n_tokens
+  texts = [''.join(map(chr, epoch_by_hand(data, stream._epoch(number).documents_D))) for number in range(4)]
+  for seq_len in (BLOCK // 4, BLOCK):
+    for position in range(0, 4 * n - seq_len, seq_len):
+      epoch = position // n
+      if (position + seq_len - 1) // n == epoch:
+        assert ''.join(map(chr, stream.read(position, seq_len)[1:])) in texts[epoch]
+
+
+def test_a_batch_is_of_many_documents_though_they_are_long(tmp_path):
+  data = make_shards(tmp_path, [1000] * 64)
+  batch = make_stream(data).read(0, 16 * BLOCK)[1:]
+  documents = {tuple(data.document(i)[k : k + 8]): i for i in range(64) for k in range(0, 992)}
+  touched = {documents.get(tuple(batch[k : k + 8])) for k in range(0, 16 * BLOCK, 8)} - {None}
+  assert len(touched) >= 12  # one stretch would be of one or two
 
 
 def test_the_order_of_an_epoch_is_pinned():
@@ -69,12 +105,13 @@ def test_the_order_of_an_epoch_is_pinned():
   class Sixteen:
     n_documents, n_tokens, lengths = 16, 16, np.ones(16, np.int64)
 
-  order = batches.Stream(Sixteen, seed=5)._epoch(2).documents_D
-  assert order.tolist()[:6] == [4, 7, 9, 6, 0, 8]
+  epoch = make_stream(Sixteen, 5, 2)._epoch(2)
+  assert epoch.documents_D.tolist()[:6] == [4, 7, 9, 6, 0, 8]
+  assert epoch.blocks.tolist()[:6] == [4, 0, 3, 7, 5, 6]
 
 
 def test_any_read_is_a_window_of_the_stream(data):
-  stream = batches.Stream(data, seed=0)
+  stream = make_stream(data)
   whole = np.concatenate(
     [stream.read(0, data.n_tokens), *(stream.read(e * data.n_tokens, data.n_tokens)[1:] for e in (1, 2, 3))]
   )
@@ -95,31 +132,31 @@ def test_each_token_is_a_target_once_an_epoch_across_shapes_resumes_and_processe
     rows, seq_len = world * int(rng.integers(1, 4)), int(rng.integers(1, data.n_tokens // 40))
     after = set()
     for rank in range(world):
-      with batches.Loader(batches.Stream(data, 0), position, [(rows, seq_len)], rank=rank, world=world) as loader:
+      with batches.Loader(make_stream(data), position, [(rows, seq_len)], rank=rank, world=world) as loader:
         [(tokens, position_after)] = loader
       assert tokens.dtype == torch.int32
       inputs += tokens[:-1].tolist()
       targets += tokens[1:].tolist()
       after.add(position_after)
     [position] = after
-  stream = batches.Stream(data, 0).read(0, position)
+  stream = make_stream(data).read(0, position)
   assert targets == stream[1:].tolist()
   assert inputs == stream[:-1].tolist()
 
 
 def test_loader_goes_on_from_a_position(data):
   plan = [(4, 8), (2, 16), (8, 32), (1, 7), (4, 8)]
-  with batches.Loader(batches.Stream(data, 0), 5, plan) as loader:
+  with batches.Loader(make_stream(data), 5, plan) as loader:
     whole = list(loader)
   assert len(whole) == len(plan)
-  with batches.Loader(batches.Stream(data, 0), whole[1][1], plan[2:]) as loader:
+  with batches.Loader(make_stream(data), whole[1][1], plan[2:]) as loader:
     for (tokens, position), (expected, expected_position) in zip(loader, whole[2:], strict=True):
       assert torch.equal(tokens, expected)
       assert position == expected_position
 
 
 def test_loader_stops_while_it_is_ahead(data):
-  loader = batches.Loader(batches.Stream(data, 0), 0, itertools.repeat((4, 8)))
+  loader = batches.Loader(make_stream(data), 0, itertools.repeat((4, 8)))
   next(iter(loader))
   loader.close()
   assert not loader._thread.is_alive()
@@ -127,14 +164,14 @@ def test_loader_stops_while_it_is_ahead(data):
 
 def test_loader_hands_on_what_went_wrong(data):
   with (
-    batches.Loader(batches.Stream(data, 0), 0, [(4, 8), (3, 8)], world=2) as loader,
+    batches.Loader(make_stream(data), 0, [(4, 8), (3, 8)], world=2) as loader,
     pytest.raises(ValueError, match='batch_size=3: wants a multiple of the 2 processes'),
   ):
     list(loader)
 
 
 def test_document_boundaries_are_row_starts_and_end_of_text(data):
-  stream = batches.Stream(data, 0)
+  stream = make_stream(data)
   rows, seq_len = 6, 50
   inputs = torch.from_numpy(stream.read(13, rows * seq_len)[:-1])
   capacity = rows + stream.most_documents(rows * seq_len)
@@ -145,7 +182,7 @@ def test_document_boundaries_are_row_starts_and_end_of_text(data):
 
 
 def test_no_window_touches_more_documents_than_most_documents(data):
-  stream = batches.Stream(data, 0)
+  stream = make_stream(data)
   for size in (1, 10, 100, data.n_tokens, 3 * data.n_tokens):
     most = max(np.count_nonzero(stream.read(p, size)[:-1] == END) for p in range(0, 2 * data.n_tokens, 37))
     assert most <= stream.most_documents(size)

@@ -212,7 +212,7 @@ def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   from yxanul.reporting import bench_tables
 
   capabilities = detect()
-  stream = Stream(_prepared(spec, report).train, spec.seed)
+  stream = Stream(_prepared(spec, report).train, spec.seed, spec.curriculum.longest_row)
   shapes = [(stage.batch_size, stage.seq_len) for stage in (spec.curriculum.stages[number - 1] for number in stages)]
   measured = loader_benchmark(stream, shapes, device=capabilities.device)
   rows = [{'stage': number, **row} for number, row in zip(stages, measured, strict=True)]

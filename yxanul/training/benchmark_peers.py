@@ -32,8 +32,8 @@ _USABLE_SHARE = 0.8  # of the memory, by the planner's estimate: eager steps kee
 class _Folded(Stream):
   """A stream with its tokens brought into another vocabulary's range: the text is lost, the work is the same."""
 
-  def __init__(self, shards: Shards, vocab_size: int):
-    super().__init__(shards, 0)
+  def __init__(self, shards: Shards, row_tokens: int, vocab_size: int):
+    super().__init__(shards, 0, row_tokens)
     self._vocab_size = vocab_size
 
   def read(self, position: int, n_tokens: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def measure_peer(
     engines=engines,
     device=device,
     peak_flops=flops.peak_flops(capabilities.name, matmul_format(engines, spec.precision)),
-    stream=_Folded(prepared.train, spec.model.vocab_size),
+    stream=_Folded(prepared.train, stage.seq_len, spec.model.vocab_size),
     pieces=[pieces],
     attention=[engines.attention],
     step=StepCache(make, execution, device),
