@@ -66,7 +66,11 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   left = {path.name for path in (workdir / '0.4s' / 'ultra' / 'seed0').iterdir()}
   assert {'config.json', 'metrics.jsonl', 'result.json', 'report.html'} <= left
   assert 'checkpoints' not in left
-  for name in ('savings_alone_over_text.png', 'the_stack_over_training_time.png'):
+  for name in (
+    'against_the_baselines_over_training_time.png',
+    'savings_alone_over_text.png',
+    'the_stack_over_training_time.png',
+  ):
     assert (workdir / '0.4s' / name).read_bytes().startswith(b'\x89PNG')
   page = (workdir / '0.4s' / 'index.html').read_text()
   for text in ('baseline_gpt2', 'in the stack', 'var(--run-2)', '</svg>'):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,25 @@ class Ablation:
     fresh = folder / 'ablation.json.tmp'
     fresh.write_text(json.dumps(record, indent=1) + '\n')
     fresh.replace(folder / 'ablation.json')
-    ablation_page.write_page(record, _panels([row['name'] for row in record['runs']], runs, self.stem), folder)
+    panels = _goals_panel(by_budget, self.seconds, self.stem) | _panels(
+      [row['name'] for row in record['runs']], runs, self.stem
+    )
+    ablation_page.write_page(record, {title: its for title, its in panels.items() if len(its) > 1}, folder)
     return record
 
 
 def _tuned_before(path: Path) -> list[Row]:
   """The rates of an earlier call: one that trains the rest does not lose them."""
   return json.loads(path.read_text()).get('tuning', []) if path.exists() else []
+
+
+def _goals_panel(by_budget: Mapping[float, ablation.Runs], seconds: float, stem: str) -> dict[str, dict[str, RunFiles]]:
+  """The first seed of the baselines, and of the experiment at each of its budgets: those that the goals ask."""
+  runs = by_budget[seconds]
+  strong = ablation.best_strong(runs)
+  shown = {name: runs[name] for name in (ablation.BASELINE, strong) if name in runs}
+  shown |= {f'{stem}, {budget:g} s': its[stem] for budget, its in by_budget.items() if stem in its}
+  return {'Against the baselines': {name: next(iter(seeds.values())) for name, seeds in list(shown.items())[:MOST_RUNS]}}
 
 
 def _panels(names: Sequence[str], runs: ablation.Runs, stem: str) -> dict[str, dict[str, RunFiles]]:
