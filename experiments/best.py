@@ -2,18 +2,19 @@
 
 Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   1.569 bits per byte after 33 s of training and 11.2M tokens, one seed (records/2026-11-29_best; the whole
-          command is there)
+Result:   1.579 bits per byte after 30 s of training and 11.2M tokens (two seeds), 1.282 after 157 s and 56M (one): GPT-2
+          in FP32 ends at 1.659 after 450 s, 22.9 times as late; in BF16 it passes 1.282 after 240 s (records/2026-11-29_ablate-best)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
-(records/2026-11-29_recipe-search), most with one thing changed; all of it at once ran twice:
+(records/2026-11-29_recipe-search), most with one thing changed:
 - Muon for the block matrices; AdamW for the rest, with a rate of its own for the table and for its projection;
 - a projection that starts at 1/sqrt(rank), so that what it projects keeps its size, and an input scale by which token
   embeddings enter the stream at a root mean square of 3;
 - 32,768 tokens a step: 16,384 learn more from the same text, and by the plan take longer for it;
 - rows of 256, 512, 1024 and 2048 tokens, as many tokens of each;
 - a constant rate, then a linear decay to zero over the last 60 %.
-None of it has been tried for longer than a minute.
+All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute; it has been
+trained for two and a half at most.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `step_tokens`; `lengths`, of the stages ('512-2048'); `lr`, of the
 blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum`, of Muon.

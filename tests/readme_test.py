@@ -187,9 +187,17 @@ def test_the_files_and_extras_that_readme_names_exist():
 @pytest.mark.parametrize(
   ('record', 'figure', 'form'),
   [
-    ('best', 'val_bpb', '{:.3f} bits per byte'),
-    ('best', 'seconds_training', 'after {:.0f} s of training'),
-    ('best', 'seconds_to_1.627_bpb', '1.627 after {:.0f} s'),
+    ('ablate-best', 'baseline_bpb_450s', 'ends at {:.3f} bits per byte after 450 s'),
+    ('ablate-best', 'seconds_to_baseline_bpb', 'is there after {:.0f} s'),
+    ('ablate-best', 'speedup_vs_fp32_baseline_450s', '{:.1f} times as soon (one seed)'),
+    ('ablate-best', 'best_bpb_150s', 'passes {:.3f}'),
+    ('ablate-best', 'strong_seconds_to_best_150s', 'after {:.0f} s'),
+    ('ablate-best', 'best_seconds_150s', 'ends there after {:.0f} s'),
+    ('ablate-best', 'speedup_vs_strong_at_best_150s', '{:.1f} times as soon (one seed)'),
+    ('ablate-best', 'strong_bpb_450s', 'goes on to {:.3f}'),
+    ('kernel-vocab-loss', 'ms', '{:.0f} ms and 0.37 GB'),
+    ('kernel-vocab-loss', 'peer_cce_ms', 'cut-cross-entropy {:.0f} ms'),
+    ('kernel-vocab-loss', 'peer_cce_exact_ms', 'or {:.0f} with all gradients'),
     ('quickstart', 'val_bpb', '{:.3f} bits per byte'),
     ('quickstart', 'xz_bpb', 'needs {:.3f}'),
     ('quickstart', 'seconds', 'after {:.0f} s'),
@@ -211,13 +219,19 @@ def test_the_figures_on_the_front_page_are_the_records(record, figure, form):
   assert form.format(figures[figure]['value']) in README.partition('## Start')[0]
 
 
-def test_attention_is_as_many_times_as_fast_as_its_record_says():
-  figures = json.loads((tiny.REPOSITORY / 'experiments/records/2026-11-22_kernel-attention-short/record.json').read_text())[
-    'figures'
-  ]
-  ours, cudnn = ([figures[f'first_run_{name}_{n}']['value'] for n in (8, 32, 256)] for name in ('ms', 'peer_cudnn_ms'))
-  times = re.search(r'\| ([\d., ]+) times as fast as cuDNN \|', README).group(1).split(', ')
-  assert [float(n) for n in times] == [pytest.approx(a / b, rel=0.01) for a, b in zip(cudnn, ours, strict=True)]
+@pytest.mark.parametrize(
+  ('record', 'lengths', 'peer', 'pattern'),
+  [
+    ('short', ('_8', '_32', '_256'), 'cudnn', r'\| ([\d., ]+) times as fast as cuDNN \|'),
+    ('long', ('_512', '_1536', '_2048'), 'cudnn_compiled', r'\| ([\d., ]+) times as fast as cuDNN, rotation'),
+  ],
+)
+def test_attention_is_as_many_times_as_fast_as_its_record_says(record, lengths, peer, pattern):
+  path = tiny.REPOSITORY / f'experiments/records/2026-11-29_kernel-attention-{record}/record.json'
+  figures = json.loads(path.read_text())['figures']
+  ours, theirs = ([figures[f'{name}{length}']['value'] for length in lengths] for name in ('ms', f'peer_{peer}_ms'))
+  times = re.search(pattern, README).group(1).split(', ')
+  assert [float(n) for n in times] == [pytest.approx(a / b, rel=0.01) for a, b in zip(theirs, ours, strict=True)]
 
 
 def test_the_fields_that_readme_names_exist():

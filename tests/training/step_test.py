@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.model.transformer_test import gpt2_of
+from yxanul.config import registry
+from yxanul.config.convert import from_config
 from yxanul.kernels import fp8, fp8_fused
 from yxanul.kernels.capabilities import Engines
 from yxanul.model import transformer
@@ -248,3 +251,43 @@ def test_every_stage_has_a_step(stage_index):
   *_, state, step, tokens = make(stage_index=stage_index)
   _, m = step(state, tokens, *rates())
   assert math.isfinite(m.loss.item())
+
+
+def test_sixty_steps_are_those_of_transformers_and_torchs_adamw():
+  """The GPT-2 baseline, made small: model, loss, clipping, decay and bias correction against two other libraries at once."""
+  config = registry.load(str(tiny.REPOSITORY / 'experiments' / 'baseline_gpt2.py'))
+  fields = {'vocab_size': 512, 'd_model': 64, 'n_layers': 3, 'n_heads': 2, 'n_kv_heads': 2, 'head_dim': 32, 'd_hidden': 256}
+  config.model.update(fields | {'max_positions': 64})
+  config.data.tokenizer.vocab_size = config.data.tokenizer.transition_size = 511
+  config.evaluation.seq_len = 64
+  config.curriculum.stages[0].update({'seq_len': 64, 'batch_size': 4, 'reference_batch_size': 4})
+  spec = from_config(config)
+  stage, optimizer = spec.curriculum.stages[0], build(spec.optimizer, spec.model)
+  state = init_state(spec, optimizer, {}, torch.device('cpu'))
+  step = make_train_step(spec, stage, optimizer, FP32, TEXT)
+
+  theirs = gpt2_of(clone(state.params), spec.model)  # in evaluation: without dropout
+  decayed, others = [], []
+  for name, p in theirs.named_parameters():
+    (decayed if p.ndim == 2 and '.h.' in name else others).append(p)
+  groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': others, 'weight_decay': 0.0}]
+  adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+
+  generator, losses = torch.Generator().manual_seed(0), []
+  likely = torch.softmax(2 * torch.randn(512, generator=generator), 0)  # so that there is something to learn
+  for i in range(60):
+    tokens = torch.multinomial(likely, stage.tokens_per_step + 1, replacement=True, generator=generator).int()
+    lr = 1e-3 * min(1.0, (i + 1) / 10)
+    state, metrics = step(state, tokens, *rates(lr, 0.5))
+    inputs, targets = tokens[:-1].view(4, 64).long(), tokens[1:].long()
+    loss = torch.nn.functional.cross_entropy(theirs(inputs).logits.flatten(0, 1), targets)
+    adamw.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+    for group in adamw.param_groups:
+      group['lr'] = lr
+    adamw.step()
+    losses.append(loss.item())
+    assert metrics.loss.item() == pytest.approx(losses[-1], rel=1e-5)
+    assert metrics.grad_norm.item() == pytest.approx(norm.item(), rel=1e-3)
+  assert losses[-1] < losses[0] - 0.5  # it did learn

@@ -21,8 +21,8 @@ block of keys and computes S^T and dP^T, whose registers are as they stand the l
 dout stream past. At every length nothing but qkv is saved for the backward pass. There are no atomics: the same inputs give
 the same bits. Products take BF16 and sum in FP32; gradients are turned back before they are rounded.
 
-What binds (H200, 131,072 tokens, 12/2 heads of 64; experiments/records/2026-11-22_kernel-attention-short): memory up to 64,
-where forward and backward reach 85, 83, 72 and 64 % of the copy bandwidth's floor at 8, 16, 32 and 64; registers at 128 and
+What binds (H200, 131,072 tokens, 12/2 heads of 64; experiments/records/2026-11-29_kernel-attention-short): memory up to 64,
+where forward and backward reach 86, 85, 72 and 65 % of the copy bandwidth's floor at 8, 16, 32 and 64; registers at 128 and
 256, which leave a multiprocessor one or two blocks, each waiting for its own products. A fourth stage gains nothing.
 
 Tried and rejected, backward pass in ms. At length 8 tiles of 32 or 64 tokens instead of 16: 0.24 and 0.33 against 0.20; two
