@@ -53,7 +53,7 @@ BLOCK = 32
 
 
 def make_stream(data, seed=0, block_tokens=BLOCK):
-  return batches.Stream(data, seed, block_tokens)
+  return batches.Stream(data, seed, [(0, block_tokens)])
 
 
 @pytest.mark.parametrize('block_tokens', [1, BLOCK, 10**9])
@@ -63,7 +63,8 @@ def test_an_epoch_is_the_documents_in_an_order_of_its_own_in_shuffled_blocks(dat
   orders, moved = [], []
   for number in range(3):
     got = stream.read(number * n, n)[1:].tolist()
-    documents, _, before, blocks = (part if np.isscalar(part) else part.tolist() for part in stream._epoch(number))
+    epoch = stream._epoch(number)
+    before, blocks, documents = epoch.before, epoch.blocks.tolist(), epoch.documents_D.tolist()
     assert sorted(documents) == list(range(data.n_documents))
     assert sorted(blocks) == list(range(len(blocks)))
     # Blocks begin at multiples of the position; what is left at both ends stays where it is.
@@ -80,23 +81,52 @@ def test_an_epoch_is_the_documents_in_an_order_of_its_own_in_shuffled_blocks(dat
   assert make_stream(data, 4, block_tokens).read(0, n).tolist() != stream.read(0, n).tolist()
 
 
-def test_a_row_of_a_block_or_less_is_a_stretch_of_text(data):
-  """In every epoch, for the lengths that divide a block, but where one epoch ends and another begins."""
-  stream, n = make_stream(data, 1), data.n_tokens
+STAGES = [(0, 4), (160, 6), (350, 8), (640, 16)]  # blocks of 48 tokens
+
+
+def test_the_rows_of_a_stage_are_dealt_out_from_its_blocks(data):
+  """By hand, over two epochs: of each stage's whole blocks the first rows, then the second, and so on."""
+  stream, n, size = batches.Stream(data, 2, STAGES), data.n_tokens, 48
+  assert stream.block_tokens == size
+  in_blocks = batches.Stream(data, 2, [(0, size)])
+  expected = np.concatenate([in_blocks.read(number * n, n)[1:] for number in (0, 1)])
+  for (start, length), (end, _) in itertools.pairwise([*STAGES, (2 * n, 0)]):
+    for number in (0, 1):
+      first = -(-max(start, number * n) // size) * size
+      last = min(end, (number + 1) * n) // size * size
+      if first < last:
+        rows = expected[first:last].reshape(-1, size // length, length)
+        expected[first:last] = rows.swapaxes(0, 1).reshape(-1)
+  np.testing.assert_array_equal(stream.read(0, 2 * n)[1:], expected)
+  assert sorted(expected[:n].tolist()) == sorted(epoch_by_hand(data, range(data.n_documents)))
+
+
+def test_a_row_is_a_stretch_of_text(data):
+  """In every epoch and stage, but where one epoch or stage ends and another begins."""
+  stream, n = batches.Stream(data, 1, STAGES), data.n_tokens
   texts = [''.join(map(chr, epoch_by_hand(data, stream._epoch(number).documents_D))) for number in range(4)]
-  for seq_len in (BLOCK // 4, BLOCK):
-    for position in range(0, 4 * n - seq_len, seq_len):
+  for (start, length), (end, _) in itertools.pairwise([*STAGES, (4 * n, 0)]):
+    for position in range(-(-start // 48) * 48, end - length, length):
       epoch = position // n
-      if (position + seq_len - 1) // n == epoch:
-        assert ''.join(map(chr, stream.read(position, seq_len)[1:])) in texts[epoch]
+      if (position + length - 1) // n == epoch:
+        assert ''.join(map(chr, stream.read(position, length)[1:])) in texts[epoch]
 
 
 def test_a_batch_is_of_many_documents_though_they_are_long(tmp_path):
   data = make_shards(tmp_path, [1000] * 64)
-  batch = make_stream(data).read(0, 16 * BLOCK)[1:]
-  documents = {tuple(data.document(i)[k : k + 8]): i for i in range(64) for k in range(0, 992)}
-  touched = {documents.get(tuple(batch[k : k + 8])) for k in range(0, 16 * BLOCK, 8)} - {None}
-  assert len(touched) >= 12  # one stretch would be of one or two
+  documents = {tuple(data.document(i)[k : k + 8]): i for i in range(64) for k in range(0, 993)}
+  for stages in ([(0, 32)], [(0, 8), (40 * 32, 32)]):
+    rows = batches.Stream(data, 0, stages).read(0, 32 * stages[0][1])[1:].reshape(32, -1)
+    touched = {documents.get(tuple(row[:8])) for row in rows} - {None}
+    assert len(touched) >= 20, stages  # one stretch would be of two
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'tokens'),
+  [([8, 16, 32, 64, 128, 256, 512, 768, 1536, 2048], 6144), ([1024], 1024), ([512, 1000], 1000)],
+)
+def test_a_block_is_whole_rows_of_every_length_unless_it_were_of_too_many(lengths, tokens):
+  assert batches.block_tokens(lengths) == tokens
 
 
 def test_the_order_of_an_epoch_is_pinned():

@@ -149,11 +149,6 @@ class CurriculumSpec:
         f'between the {a.step_share_start} of the stage before and 1',
       )
 
-  @property
-  def longest_row(self) -> int:
-    """Tokens."""
-    return self.stages[-1].seq_len
-
 
 @dataclasses.dataclass(frozen=True)
 class GroupSpec:

@@ -1,23 +1,25 @@
 """Batches of any shape from one endless stream of tokens, whose only state is a position.
 
 The stream is epoch after epoch. An epoch is all documents in an order of its own (seeded by seed and epoch), every one
-followed by the end-of-text token, cut into blocks at the multiples of `block_tokens`; then its whole blocks change places
-(seeded, too). The target at position p has stream[p - 1] as its input, and an end-of-text token stands before position 0. A
-batch of B rows of T tokens at position p is `read(p, B * T)`: its first B * T tokens are the inputs, its last B * T the
-targets, row by row. So each token is a target exactly once an epoch, whatever the shapes of the batches, and the next batch
-starts at p + B * T.
+followed by the end-of-text token, cut into blocks of some rows, whose whole ones change places (seeded, too). Then each stage's
+rows are dealt out: the first row of every block that it will read, then the second of every block, and so on.
 
-A block is as long as the longest row: rows whose length divides it are stretches of text, as they would be without blocks.
-What blocks are for: half of a corpus is in long documents, and a batch that is one stretch of them is about few things at a
-time. GPT-2 124M, 12 rows of 1,024 tokens a step, ended 0.14 bits per byte lower when its batches came from all over
-(experiments/LOG.md).
+The target at position p has stream[p - 1] as its input, and an end-of-text token stands before position 0. A batch of B
+rows of T tokens at position p is `read(p, B * T)`: its first B * T tokens are the inputs, its last B * T the targets, row by
+row. The stream does not depend on what is read. So each token is a target exactly once an epoch, whatever the shapes of the
+batches, and the next batch starts at p + B * T.
+
+Rows stay stretches of text; what all this is for is that a batch is not one. Half of a corpus is in long documents, and one
+stretch is about few things at a time: GPT-2 124M, 12 rows of 1,024 tokens a step, ended 0.14 bits per byte lower when its
+rows came from all over (experiments/records/2026-11-29_data-order).
 
 Shape legend: B rows, T tokens of a row, D documents, S stretches of one epoch's documents, P parts of documents.
 """
 
+import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +29,7 @@ from yxanul.data.shards import Shards
 
 _EPOCHS_KEPT = 2  # a batch may reach from one into the next
 _LONG_TOKENS = 256  # on average: from here on, copying documents one by one is faster than gathering tokens
+_MOST_ROWS = 16  # in a block, of the longest
 _AHEAD = 3  # batches that wait for the step
 
 
@@ -37,21 +40,29 @@ class _Epoch(NamedTuple):
   ends_D: np.ndarray  # where each place ends, in tokens from the start of the documents
   before: int  # tokens before the first whole block
   blocks: np.ndarray  # the whole block in each place of one
+  dealt: tuple[tuple[int, int, int], ...]  # where rows are dealt out: from, to, tokens of a row
+
+
+def block_tokens(lengths: Sequence[int]) -> int:
+  """The tokens of a block, which is whole rows of every length; or the longest, where that would make a block of many."""
+  multiple, longest = math.lcm(*lengths), max(lengths)
+  return multiple if multiple <= _MOST_ROWS * longest else longest
 
 
 class Stream:
   """The tokens of `shards` as one endless, seeded stream. Reading has no side effect but a cache.
 
   Args:
-    block_tokens: of a block, which is the longest row there will be.
+    rows: (position, tokens of a row from there on) of every stage, ascending.
   """
 
-  def __init__(self, shards: Shards, seed: int, block_tokens: int):
+  def __init__(self, shards: Shards, seed: int, rows: Sequence[tuple[int, int]]):
     assert shards.n_tokens > 0
-    assert block_tokens > 0
+    assert rows
     self.shards = shards
     self.seed = seed
-    self.block_tokens = block_tokens
+    self.block_tokens = block_tokens([row_tokens for _, row_tokens in rows])
+    self._rows = tuple(rows)
     self.tokens_per_epoch = shards.n_tokens
     self._epochs: dict[int, _Epoch] = {}
 
@@ -63,10 +74,22 @@ class Stream:
       n_blocks = max(0, self.tokens_per_epoch - before) // self.block_tokens
       # Raw 64-bit draws and a stable sort: NumPy promises both for good, but not that `permutation` stays as it is.
       documents_D, blocks = (np.argsort(draws.random_raw(n), kind='stable') for n in (self.shards.n_documents, n_blocks))
-      self._epochs[number] = _Epoch(documents_D, np.cumsum(self.shards.lengths[documents_D]), before, blocks)
+      ends_D, dealt = np.cumsum(self.shards.lengths[documents_D]), tuple(self._dealt(number, before, n_blocks))
+      self._epochs[number] = _Epoch(documents_D, ends_D, before, blocks, dealt)
       if len(self._epochs) > _EPOCHS_KEPT:
         del self._epochs[next(iter(self._epochs))]
     return self._epochs[number]
+
+  def _dealt(self, number: int, before: int, n_blocks: int) -> Iterator[tuple[int, int, int]]:
+    """Of every stage, what of it is whole blocks of this epoch: from, to, tokens of a row."""
+    size, begins = self.block_tokens, number * self.tokens_per_epoch
+    for i, (start, row_tokens) in enumerate(self._rows):
+      first = max(-(-start // size) * size - begins, before)
+      last = before + size * n_blocks
+      if i + 1 < len(self._rows):
+        last = min(last, self._rows[i + 1][0] // size * size - begins)
+      if first < last and row_tokens < size and size % row_tokens == 0:
+        yield first, last, row_tokens
 
   def read(self, position: int, n_tokens: int) -> np.ndarray:
     """Input of the target at `position`, then the targets [position, position + n_tokens): int32 (n_tokens + 1,)."""
@@ -87,7 +110,9 @@ class Stream:
     documents_D, ends_D, *_ = epoch = self._epoch(number)
     from_S, to_S = self._stretches(epoch, offset, len(out))
     first_S = np.searchsorted(ends_D, from_S, side='right')
-    parts_S = np.searchsorted(ends_D, to_S, side='left') + 1 - first_S
+    parts_S = np.ones_like(first_S)
+    crosses = to_S > ends_D[first_S]  # short rows seldom do
+    parts_S[crosses] += np.searchsorted(ends_D, to_S[crosses], side='left') - first_S[crosses]
     # Everything below is about the parts of documents that the stretches are made of, in order.
     nth_P = np.arange(parts_S.sum()) - np.repeat(np.cumsum(parts_S) - parts_S, parts_S)
     place_P = np.repeat(first_S, parts_S) + nth_P
@@ -108,24 +133,35 @@ class Stream:
   def _stretches(self, epoch: _Epoch, offset: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Where `n_tokens` tokens of the epoch from `offset` come from: [from, to) of its documents in their order, (S,) each."""
     size, before, blocks = self.block_tokens, epoch.before, epoch.blocks
-    whole = before + size * len(blocks)
-    first = max(0, -(-(offset - before) // size)) * size + before  # where the next block begins
-    cuts = np.arange(first, min(whole, offset + n_tokens - 1) + 1, size)
-    bounds = np.unique(np.concatenate(([offset], cuts, [offset + n_tokens])))
-    at, lengths = bounds[:-1], np.diff(bounds)
+    end, whole = offset + n_tokens, before + size * len(blocks)
+    cuts = [np.array([offset, end]), _multiples(size, before, max(offset, before), min(end, whole + 1))]
+    for first, last, row_tokens in epoch.dealt:
+      cuts.append(_multiples(row_tokens, first, max(offset, first), min(end, last)))
+    bounds = np.sort(np.concatenate(cuts), kind='stable')  # faster than np.unique
+    lengths = np.diff(bounds)
+    at, lengths = bounds[:-1][lengths > 0], lengths[lengths > 0]
+    for first, last, row_tokens in epoch.dealt:
+      inside = (at >= first) & (at < last)
+      row, within = np.divmod(at[inside] - first, row_tokens)
+      turn, block = np.divmod(row, (last - first) // size)
+      at[inside] = first + block * size + turn * row_tokens + within
     block, within = np.divmod(at - before, size)
     in_block = (at >= before) & (at < whole)
-    from_S = at.copy()
-    from_S[in_block] = before + size * blocks[block[in_block]] + within[in_block]
-    return from_S, from_S + lengths
+    at[in_block] = before + size * blocks[block[in_block]] + within[in_block]
+    return at, at + lengths
 
   def most_documents(self, n_tokens: int) -> int:
     """A bound on the documents that any `n_tokens` tokens of the stream can touch: the shortest ones side by side, and another
-    at the cut of every block."""
+    at every cut between rows."""
     shortest = np.sort(self.shards.lengths)
     passes = 1 + -(-n_tokens // self.tokens_per_epoch)  # of the epoch that the window can lie over
-    cuts = n_tokens // self.block_tokens + 2 * passes
+    cuts = n_tokens // min(row_tokens for _, row_tokens in self._rows) + 2 * passes
     return 2 + cuts + passes * int(np.searchsorted(np.cumsum(shortest) * passes, n_tokens, side='right') + 1)
+
+
+def _multiples(size: int, origin: int, first: int, end: int) -> np.ndarray:
+  """origin plus every multiple of size in [first, end)."""
+  return np.arange(origin + -(-(first - origin) // size) * size, end, size)
 
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:

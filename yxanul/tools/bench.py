@@ -210,9 +210,10 @@ def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   from yxanul.data.batches_bench import loader_benchmark
   from yxanul.kernels.capabilities import detect
   from yxanul.reporting import bench_tables
+  from yxanul.training.curriculum import Curriculum
 
   capabilities = detect()
-  stream = Stream(_prepared(spec, report).train, spec.seed, spec.curriculum.longest_row)
+  stream = Stream(_prepared(spec, report).train, spec.seed, Curriculum(spec).rows)
   shapes = [(stage.batch_size, stage.seq_len) for stage in (spec.curriculum.stages[number - 1] for number in stages)]
   measured = loader_benchmark(stream, shapes, device=capabilities.device)
   rows = [{'stage': number, **row} for number, row in zip(stages, measured, strict=True)]

@@ -33,7 +33,7 @@ class _Folded(Stream):
   """A stream with its tokens brought into another vocabulary's range: the text is lost, the work is the same."""
 
   def __init__(self, shards: Shards, row_tokens: int, vocab_size: int):
-    super().__init__(shards, 0, row_tokens)
+    super().__init__(shards, 0, [(0, row_tokens)])
     self._vocab_size = vocab_size
 
   def read(self, position: int, n_tokens: int) -> np.ndarray:

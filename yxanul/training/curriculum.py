@@ -120,6 +120,11 @@ class Curriculum:
     return [stage.spec.batch_size for stage in self.stages]
 
   @property
+  def rows(self) -> list[tuple[int, int]]:
+    """The target token at which every stage starts, and the tokens of its rows, as `data.batches.Stream` takes them."""
+    return [(stage.start_tokens, stage.spec.seq_len) for stage in self.stages]
+
+  @property
   def total_tokens(self) -> int:
     return self._ends[-1]
 

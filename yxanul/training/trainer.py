@@ -103,7 +103,7 @@ class Trainer:
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self._sharding = sharding_for(spec, processes)
     self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own)
-    self._stream = Stream(prepared.train, spec.seed, spec.curriculum.longest_row)
+    self._stream = Stream(prepared.train, spec.seed, curriculum.rows)
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
     self._attention = [attention.runs(engines.attention, stage.spec.seq_len) for stage in curriculum.stages]
