@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = ultra_no_curriculum.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
   config.name = 'strong_ultra'
   config.precision.matmul = 'bf16'
-  config.optimizer.peak_lr = lr
+  config.optimizer.peak_lr, config.optimizer.warmup_share = lr, 0.1  # as the GPT-2 baselines have it
   config.curriculum.stages[0].batch_size = rows
   config.curriculum.stages[0].reference_batch_size = rows
   return config
