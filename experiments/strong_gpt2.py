@@ -2,7 +2,8 @@
 
 Command:  python -m yxanul.main --config=experiments/strong_gpt2.py:source=PATH
 Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where the memory is small
-Expected: 538k tokens/s on one H200; 1.177 bits per byte after 250M tokens in 466 s at lr=1.2e-3 (records/2026-11-29_ablate-best).
+Expected: 538k tokens/s on one H200; 1.177 bits per byte after 250M tokens in 466 s at lr=1.2e-3
+          (records/2026-11-29_ablate-best)
 
 What the savings have to beat besides the mission's own baseline. Its learning rate is a rule of thumb: `tools.ablate --rates`
 tunes it. Variants: `lr`, `rows`, `source`, `budget_tokens`.

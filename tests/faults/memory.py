@@ -18,7 +18,7 @@ def limit_memory(most: int, patch: Callable = setattr) -> None:
   make_train_step, calibrated = trainer.make_train_step, trainer.calibrate
 
   def limited(run, tokens, pieces):
-    if (len(tokens) - 1) // pieces > most:
+    if tokens[:, 1:].numel() // pieces > most:
       raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.00 GiB')
     return run()
 

@@ -33,8 +33,7 @@ def main(folder: Path) -> None:
     for engines, pieces in itertools.product((FP32, FP8), (1, 2)):
       spec, stage, state, _, tokens = make(engines)
       optimizer = build(spec.optimizer, spec.model)
-      size = stage.tokens_per_step // processes.world
-      own = tokens[processes.rank * size : (processes.rank + 1) * size + 1]
+      own = tokens.chunk(processes.world)[processes.rank]
       if is_fp8(engines):
         fresh = {'scale': torch.ones_like(state.fp8_state['scale']), 'amax_history': state.fp8_state['amax_history'] * 0}
         state = init_state(spec, optimizer, fresh, torch.device('cpu'))
@@ -93,9 +92,8 @@ def captured_steps(spec, processes, sharding):
 
   def tokens(stage, seed=0):
     generator = torch.Generator().manual_seed(100 * stage.index + seed)
-    whole = torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32)
-    size = stage.spec.tokens_per_step // processes.world
-    return whole[processes.rank * size : (processes.rank + 1) * size + 1].to(device)
+    whole = torch.randint(0, 512, (stage.spec.batch_size, stage.spec.seq_len + 1), generator=generator, dtype=torch.int32)
+    return whole.chunk(processes.world)[processes.rank].to(device)
 
   def make(stage, compiled, reduction):
     pieces = 2 if stage.index == 5 else 1

@@ -30,7 +30,7 @@ def test_every_stage_is_made_once_whatever_the_rates(engines):
     return make_train_step(spec, stage.spec, optimizer, engines, TEXT, 1, compiled, reduction)
 
   def text(stage):
-    return torch.randint(0, 511, (stage.spec.tokens_per_step + 1,), dtype=torch.int32)
+    return torch.randint(0, 511, (stage.spec.batch_size, stage.spec.seq_len + 1), dtype=torch.int32)
 
   # Without a GPU, `graph` is eager: nothing is compiled and nothing captured.
   cache = StepCache(factory, 'graph', CPU)
@@ -70,11 +70,12 @@ def test_rows_in_pieces_are_the_same_step(engines, pieces):
   whole, m = step(clone(state), tokens, *rates)
   split, n = parts(clone(state), tokens, *rates)
   for a, b, name in zip(m, n, m._fields, strict=True):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    # Under FP8 a sum that differs in its last bit can round to the neighbour.
+    torch.testing.assert_close(a, b, rtol=1e-5 if engines is FP32 else 1e-4, atol=1e-6, msg=name)
   a, b = flatten(whole), flatten(split)
   for path in a:
     if 'first' in path:  # the moment holds the gradient: the same sum in another order
-      # Under FP8 a sum that differs in its last bit can round to the neighbour: an eighth (E5M2's step is a quarter, halved).
+      # The neighbour is an eighth away (E5M2's step is a quarter, halved).
       tolerance = 1e-5 if engines is FP32 else 2e-2
       assert (a[path] - b[path]).norm() <= tolerance * a[path].norm() + 1e-9, path
   if is_fp8(engines):
@@ -112,7 +113,9 @@ def test_captured_stages_equal_eager_ones_and_never_compile_again(matmul, attent
 
   def tokens(stage, seed=0):
     generator = torch.Generator().manual_seed(100 * stage.index + seed)
-    return torch.randint(0, 512, (stage.spec.tokens_per_step + 1,), generator=generator, dtype=torch.int32).to(device)
+    return torch.randint(0, 512, (stage.spec.batch_size, stage.spec.seq_len + 1), generator=generator, dtype=torch.int32).to(
+      device
+    )
 
   def factory(stage, compiled, reduction):
     return make_train_step(spec, stage.spec, optimizer, engines, text, 1, compiled, reduction)

@@ -51,12 +51,11 @@ def train(name: str, state, sharding, processes, steps: int, reduction):
   """The state after so many steps, and their metrics; each step has its own text."""
   spec, stage, optimizer, engines = case(name)
   step = make_train_step(spec, stage, optimizer, engines, TEXT, reduction=reduction, sharding=sharding)
-  size, metrics = stage.tokens_per_step // processes.world, []
+  metrics = []
   for _ in range(steps):
     generator = torch.Generator().manual_seed(int(state.step))
-    tokens = torch.randint(0, 512, (stage.tokens_per_step + 1,), generator=generator, dtype=torch.int32)
-    own = tokens[processes.rank * size : (processes.rank + 1) * size + 1]
-    state, after = step(state, own, torch.tensor(1e-2), torch.tensor(0.5))
+    tokens = torch.randint(0, 512, (stage.batch_size, stage.seq_len + 1), generator=generator, dtype=torch.int32)
+    state, after = step(state, tokens.chunk(processes.world)[processes.rank], torch.tensor(1e-2), torch.tensor(0.5))
     metrics.append(after._asdict())
   return state, metrics
 

@@ -30,8 +30,10 @@ def make(engines=FP32, stage_index=3):
   optimizer = build(spec.optimizer, spec.model)
   fp8_state = fp8.init(spec.model, spec.precision) if is_fp8(engines) else {}
   state = init_state(spec, optimizer, fp8_state, torch.device('cpu'))
-  tokens = torch.randint(0, 512, (stage.tokens_per_step + 1,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
-  tokens[5] = tokens[40] = 511
+  tokens = torch.randint(
+    0, 512, (stage.batch_size, stage.seq_len + 1), generator=torch.Generator().manual_seed(1), dtype=torch.int32
+  )
+  tokens.view(-1)[[5, 40]] = 511
   if is_fp8(engines):
     state = calibrate(state, tokens, stage, spec, engines, TEXT)
   step = make_train_step(spec, stage, optimizer, engines, TEXT)
@@ -93,22 +95,21 @@ def test_the_loss_falls_on_a_batch_seen_again(engines):
   assert losses[0] == pytest.approx(math.log(512), abs=0.3)
   assert losses[-1] < losses[0] - 0.3
   assert int(state.step) == 15
-  assert int(state.data_state) == 15 * (len(tokens) - 1)
+  assert int(state.data_state) == 15 * tokens[:, 1:].numel()
 
 
 def test_metrics_count_what_they_say():
-  spec, stage, state, step, tokens = make()
-  targets = tokens[1:]
+  spec, _, state, step, tokens = make()
   evaluate = make_eval_step(spec, FP32, TEXT)
-  rows = tokens[:-1].view(-1, stage.seq_len), targets.view(-1, stage.seq_len)
+  rows = tokens[:, :-1], tokens[:, 1:]
   counts = rows[1] != 511
   nats = evaluate(state.params, state.fp8_state, *rows, counts).sum()
   everything = evaluate(state.params, state.fp8_state, *rows, torch.ones_like(counts)).sum()
   _, m = step(state, tokens, *rates())
-  assert m.bytes.item() == sum(int(t) % 7 for t in targets.tolist())
+  assert m.bytes.item() == sum(int(t) % 7 for t in rows[1].flatten().tolist())
   assert m.nats.item() == pytest.approx(nats.item(), rel=1e-6)
   assert m.nats < everything
-  assert m.loss.item() == pytest.approx(everything.item() / len(targets), rel=1e-5)
+  assert m.loss.item() == pytest.approx(everything.item() / rows[1].numel(), rel=1e-5)
   assert m.skipped == 0
 
 
@@ -126,7 +127,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(engines):
     if path == 'step':
       assert after[path] == leaf + 1
     elif path == 'data_state':
-      assert after[path] == leaf + len(tokens) - 1
+      assert after[path] == leaf + tokens[:, 1:].numel()
     else:
       assert torch.equal(after[path], leaf), path
 
@@ -188,7 +189,7 @@ def test_calibration_keeps_gradients_from_underflowing():
   optimizer = build(spec.optimizer, spec.model)
   blind = init_state(spec, optimizer, fp8.init(spec.model, spec.precision), torch.device('cpu'))
   many = dataclasses.replace(stage, batch_size=64 * stage.batch_size)
-  long = torch.randint(0, 511, (many.tokens_per_step + 1,), dtype=torch.int32)
+  long = torch.randint(0, 511, (many.batch_size, many.seq_len + 1), dtype=torch.int32)
   names = [f'blocks.{name}.weight' for name in ('qkv', 'attention_out', 'gate_up', 'down')]
   for start, zero in ((blind, True), (calibrate(clone(state), long, many, spec, FP8, TEXT), False)):
     after, _ = make_train_step(spec, many, optimizer, FP8, TEXT)(clone(start), long, *rates())
@@ -236,14 +237,14 @@ def test_evaluation_in_fp8_is_a_choice_and_moves_no_scale():
   counts = torch.ones(stage.batch_size, stage.seq_len, dtype=torch.bool)
   rounded = dataclasses.replace(spec, precision=dataclasses.replace(spec.precision, fp8_evaluation=True))
   before = flatten(clone(state))
-  rows = tokens[:-1].view(counts.shape), tokens[1:].view(counts.shape)
+  rows = tokens[:, :-1], tokens[:, 1:]
   plain, fp8_nats = (make_eval_step(s, FP8, TEXT)(state.params, state.fp8_state, *rows, counts).sum() for s in (spec, rounded))
   assert plain != fp8_nats
   assert plain.item() == pytest.approx(fp8_nats.item(), rel=1e-2)
   in_training = make_train_step(spec, stage, build(spec.optimizer, spec.model), FP8, TEXT)
   assert all(torch.equal(leaf, before[path]) for path, leaf in flatten(state).items())
   _, m = in_training(state, tokens, *rates())
-  assert m.loss.item() * len(tokens[1:]) == pytest.approx(fp8_nats.item(), rel=1e-6)
+  assert m.loss.item() * counts.numel() == pytest.approx(fp8_nats.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize('stage_index', range(10))
@@ -276,10 +277,10 @@ def test_sixty_steps_are_those_of_transformers_and_torchs_adamw():
   generator, losses = torch.Generator().manual_seed(0), []
   likely = torch.softmax(2 * torch.randn(512, generator=generator), 0)  # so that there is something to learn
   for i in range(60):
-    tokens = torch.multinomial(likely, stage.tokens_per_step + 1, replacement=True, generator=generator).int()
+    tokens = torch.multinomial(likely, 4 * 65, replacement=True, generator=generator).int().view(4, 65)
     lr = 1e-3 * min(1.0, (i + 1) / 10)
     state, metrics = step(state, tokens, *rates(lr, 0.5))
-    inputs, targets = tokens[:-1].view(4, 64).long(), tokens[1:].long()
+    inputs, targets = tokens[:, :-1].long(), tokens[:, 1:].flatten().long()
     loss = torch.nn.functional.cross_entropy(theirs(inputs).logits.flatten(0, 1), targets)
     adamw.zero_grad()
     loss.backward()
@@ -288,6 +289,6 @@ def test_sixty_steps_are_those_of_transformers_and_torchs_adamw():
       group['lr'] = lr
     adamw.step()
     losses.append(loss.item())
-    assert metrics.loss.item() == pytest.approx(losses[-1], rel=1e-5)
-    assert metrics.grad_norm.item() == pytest.approx(norm.item(), rel=1e-3)
+    assert metrics.loss.item() == pytest.approx(losses[-1], rel=2e-6)
+    assert metrics.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
   assert losses[-1] < losses[0] - 0.5  # it did learn

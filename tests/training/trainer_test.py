@@ -187,7 +187,14 @@ def test_the_largest_batch_is_the_one_that_fits(prepared, small_memory):
   resumed.choose(choices)
   resumed.warm(0, calibrate_first=False, tell=lambda line: pytest.fail(line))
   assert resumed.curriculum.batches == choices['batches'] == trainer.curriculum.batches
-  assert len(next(iter(resumed.batches(0)))) == resumed.curriculum.stages[0].spec.tokens_per_step + 1
+  first = resumed.curriculum.stages[0].spec
+  assert next(iter(resumed.batches(0))).shape == (first.batch_size, first.seq_len + 1)
+  # And the order of the text: stages begin where those batches made them begin.
+  for stage in resumed.curriculum.stages:
+    position = stage.start_tokens
+    texts = [t.stream().read(position, stage.spec.batch_size, stage.spec.seq_len) for t in (trainer, resumed)]
+    assert (texts[0] == texts[1]).all(), stage.number
+  assert trainer.stream().rows == tuple(trainer.curriculum.rows)
 
 
 @pytest.mark.parametrize('devices', [1, 3])

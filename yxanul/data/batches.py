@@ -1,17 +1,16 @@
-"""Batches of any shape from one endless stream of tokens, whose only state is a position.
+"""Batches of any shape from one endless stream of targets, whose only state is a position.
 
-The stream is epoch after epoch. An epoch is all documents in an order of its own (seeded by seed and epoch), every one
-followed by the end-of-text token, cut into blocks of some rows, whose whole ones change places (seeded, too). Then each stage's
-rows are dealt out: the first row of every block that it will read, then the second of every block, and so on.
+The stream is epoch after epoch, an epoch all documents in an order of its own (seeded by seed and epoch), every one followed by
+the end-of-text token. The part of an epoch that a stage reads is cut into blocks of some of its rows; the whole blocks of the
+epoch change places (seeded, too), and each stage's rows are dealt out from those at its places: the first row of every block,
+then the second of every block, and so on. A batch of B rows of T tokens at position p has the targets [p, p + B * T), row by
+row, and before each row the token that stands before it in its text, as the input of its first target. The stream does not
+depend on how it is read: each token is a target exactly once an epoch, whatever the shapes of the batches, and the next batch
+starts at p + B * T.
 
-The target at position p has stream[p - 1] as its input, and an end-of-text token stands before position 0. A batch of B
-rows of T tokens at position p is `read(p, B * T)`: its first B * T tokens are the inputs, its last B * T the targets, row by
-row. The stream does not depend on what is read. So each token is a target exactly once an epoch, whatever the shapes of the
-batches, and the next batch starts at p + B * T.
-
-Rows stay stretches of text; what all this is for is that a batch is not one. Half of a corpus is in long documents, and one
-stretch is about few things at a time: GPT-2 124M, 12 rows of 1,024 tokens a step, ended 0.14 bits per byte lower when its
-rows came from all over (experiments/records/2026-11-29_data-order).
+Rows stay stretches of text but where a stage or an epoch ends; what all this is for is that a batch is not one. Half of a
+corpus is in long documents, and one stretch is about few things at a time: GPT-2 124M, 12 rows of 1,024 tokens a step, ended
+0.14 bits per byte lower when its rows came from all over (experiments/records/2026-11-29_data-order).
 
 Shape legend: B rows, T tokens of a row, D documents, S stretches of one epoch's documents, P parts of documents.
 """
@@ -33,18 +32,25 @@ _MOST_ROWS = 16  # in a block, of the longest
 _AHEAD = 3  # batches that wait for the step
 
 
+class _Dealt(NamedTuple):
+  """What of a stage is whole blocks of one epoch. Places are tokens from the start of the epoch."""
+
+  first: int
+  last: int
+  row_tokens: int
+  blocks: np.ndarray  # where the block in each place comes from
+
+
 class _Epoch(NamedTuple):
   """The order of one epoch."""
 
   documents_D: np.ndarray  # the document in each place
-  ends_D: np.ndarray  # where each place ends, in tokens from the start of the documents
-  before: int  # tokens before the first whole block
-  blocks: np.ndarray  # the whole block in each place of one
-  dealt: tuple[tuple[int, int, int], ...]  # where rows are dealt out: from, to, tokens of a row
+  ends_D: np.ndarray  # where each place ends, in tokens from the start of the epoch
+  dealt: tuple[_Dealt, ...]  # what is in none of them stays where it is
 
 
 def block_tokens(lengths: Sequence[int]) -> int:
-  """The tokens of a block, which is whole rows of every length; or the longest, where that would make a block of many."""
+  """The tokens of a block, which is whole rows of every length; or the longest row, where it would be more than 16 of those."""
   multiple, longest = math.lcm(*lengths), max(lengths)
   return multiple if multiple <= _MOST_ROWS * longest else longest
 
@@ -53,63 +59,67 @@ class Stream:
   """The tokens of `shards` as one endless, seeded stream. Reading has no side effect but a cache.
 
   Args:
-    rows: (position, tokens of a row from there on) of every stage, ascending.
+    rows: (position, tokens of a row from there on) of every stage, ascending from position 0.
   """
 
   def __init__(self, shards: Shards, seed: int, rows: Sequence[tuple[int, int]]):
     assert shards.n_tokens > 0
-    assert rows
+    assert rows[0][0] == 0
     self.shards = shards
     self.seed = seed
+    self.rows = tuple(rows)
     self.block_tokens = block_tokens([row_tokens for _, row_tokens in rows])
-    self._rows = tuple(rows)
     self.tokens_per_epoch = shards.n_tokens
     self._epochs: dict[int, _Epoch] = {}
 
   def _epoch(self, number: int) -> _Epoch:
     if number not in self._epochs:
       draws = np.random.PCG64(np.random.SeedSequence([self.seed, number]))
-      # Blocks lie at multiples of the position, so that rows keep to them in later epochs as well.
-      before = -number * self.tokens_per_epoch % self.block_tokens
-      n_blocks = max(0, self.tokens_per_epoch - before) // self.block_tokens
       # Raw 64-bit draws and a stable sort: NumPy promises both for good, but not that `permutation` stays as it is.
-      documents_D, blocks = (np.argsort(draws.random_raw(n), kind='stable') for n in (self.shards.n_documents, n_blocks))
-      ends_D, dealt = np.cumsum(self.shards.lengths[documents_D]), tuple(self._dealt(number, before, n_blocks))
-      self._epochs[number] = _Epoch(documents_D, ends_D, before, blocks, dealt)
+      documents_D = np.argsort(draws.random_raw(self.shards.n_documents), kind='stable')
+      places = list(self._places(number))
+      blocks = np.concatenate([np.arange(first, last, self.block_tokens) for first, last, _ in places] or [np.empty(0, int)])
+      blocks = blocks[np.argsort(draws.random_raw(len(blocks)), kind='stable')]
+      cuts = np.cumsum([(last - first) // self.block_tokens for first, last, _ in places])[:-1]
+      dealt = tuple(_Dealt(*place, its) for place, its in zip(places, np.split(blocks, cuts), strict=False))
+      self._epochs[number] = _Epoch(documents_D, np.cumsum(self.shards.lengths[documents_D]), dealt)
       if len(self._epochs) > _EPOCHS_KEPT:
         del self._epochs[next(iter(self._epochs))]
     return self._epochs[number]
 
-  def _dealt(self, number: int, before: int, n_blocks: int) -> Iterator[tuple[int, int, int]]:
-    """Of every stage, what of it is whole blocks of this epoch: from, to, tokens of a row."""
+  def _places(self, number: int) -> Iterator[tuple[int, int, int]]:
+    """Of every stage, what is whole blocks of this epoch: from, to, tokens of a row."""
     size, begins = self.block_tokens, number * self.tokens_per_epoch
-    for i, (start, row_tokens) in enumerate(self._rows):
-      first = max(-(-start // size) * size - begins, before)
-      last = before + size * n_blocks
-      if i + 1 < len(self._rows):
-        last = min(last, self._rows[i + 1][0] // size * size - begins)
-      if first < last and row_tokens < size and size % row_tokens == 0:
-        yield first, last, row_tokens
+    for i, (start, row_tokens) in enumerate(self.rows):
+      # From the stage's start on, in later epochs too, for that is where its batches begin.
+      first = max(start - begins, (start - begins) % size)
+      end = min([self.tokens_per_epoch, *(after - begins for after, _ in self.rows[i + 1 : i + 2])])
+      n_blocks = (end - first) // size
+      if n_blocks > 0:
+        yield first, first + size * n_blocks, row_tokens if size % row_tokens == 0 else size
 
-  def read(self, position: int, n_tokens: int) -> np.ndarray:
-    """Input of the target at `position`, then the targets [position, position + n_tokens): int32 (n_tokens + 1,)."""
-    out = np.empty(n_tokens + 1, np.int32)
-    out[0] = self.shards.end_of_text_id
-    at = 1
-    if position:  # else there is nothing before
-      position, at = position - 1, 0
-    while at < len(out):
-      epoch, offset = divmod(position, self.tokens_per_epoch)
-      size = min(len(out) - at, self.tokens_per_epoch - offset)
-      self._read_epoch(epoch, offset, out[at : at + size])
-      position, at = position + size, at + size
+  def read(self, position: int, n_rows: int, row_tokens: int) -> np.ndarray:
+    """`n_rows` rows from `position` on, each with the token before it: int32 (B, T + 1)."""
+    out = np.empty((n_rows, row_tokens + 1), np.int32)
+    done, n_tokens = 0, n_rows * row_tokens
+    while done < n_tokens:
+      epoch, offset = divmod(position + done, self.tokens_per_epoch)
+      size = min(n_tokens - done, self.tokens_per_epoch - offset)
+      self._read_epoch(epoch, offset, size, done, out)
+      done += size
     return out
 
-  def _read_epoch(self, number: int, offset: int, out: np.ndarray) -> None:
-    """Fills `out` with the tokens from `offset` of one epoch."""
-    documents_D, ends_D, *_ = epoch = self._epoch(number)
-    from_S, to_S = self._stretches(epoch, offset, len(out))
-    first_S = np.searchsorted(ends_D, from_S, side='right')
+  def _read_epoch(self, number: int, offset: int, n_tokens: int, done: int, out: np.ndarray) -> None:
+    """Fills the places of `n_tokens` targets in `out`, after `done` of them, with those from `offset` of one epoch."""
+    documents_D, ends_D, _ = epoch = self._epoch(number)
+    flat, row_tokens = out.reshape(-1), out.shape[1] - 1
+    from_S, to_S, target_S = self._stretches(epoch, offset, n_tokens, done, row_tokens)
+    row_S, within_S = np.divmod(target_S, row_tokens)
+    begins_row_S = within_S == 0
+    begin_S = row_S * (row_tokens + 1) + within_S + 1 - begins_row_S
+    from_S = from_S - begins_row_S
+    flat[begin_S[from_S < 0]] = self.shards.end_of_text_id  # before an epoch's first token
+    first_S = np.searchsorted(ends_D, np.maximum(from_S, 0), side='right')
     parts_S = np.ones_like(first_S)
     crosses = to_S > ends_D[first_S]  # short rows seldom do
     parts_S[crosses] += np.searchsorted(ends_D, to_S[crosses], side='left') - first_S[crosses]
@@ -118,44 +128,48 @@ class Stream:
     place_P = np.repeat(first_S, parts_S) + nth_P
     documents = documents_D[place_P]
     document_from_P = ends_D[place_P] - self.shards.lengths[documents]
-    from_P = np.maximum(document_from_P, np.repeat(from_S, parts_S))
-    ends = np.cumsum(np.minimum(ends_D[place_P], np.repeat(to_S, parts_S)) - from_P)
-    begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+    stretch_from_P = np.repeat(from_S, parts_S)
+    from_P = np.maximum(document_from_P, stretch_from_P)
+    begins = np.repeat(begin_S, parts_S) + from_P - stretch_from_P
+    ends = begins + np.minimum(ends_D[place_P], np.repeat(to_S, parts_S)) - from_P
     starts = self.shards.starts[documents] + from_P - document_from_P
     if len(self.shards.tokens) == 1:
-      _gather(self.shards.tokens[0], starts, begins, ends, out)
+      _gather(self.shards.tokens[0], starts, begins, ends, flat)
       return
     shard_numbers = self.shards.shard_numbers[documents]
     order = np.argsort(shard_numbers, kind='stable')
     for chosen in np.split(order, np.flatnonzero(np.diff(shard_numbers[order])) + 1):
-      _gather(self.shards.tokens[shard_numbers[chosen[0]]], starts[chosen], begins[chosen], ends[chosen], out)
+      _gather(self.shards.tokens[shard_numbers[chosen[0]]], starts[chosen], begins[chosen], ends[chosen], flat)
 
-  def _stretches(self, epoch: _Epoch, offset: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where `n_tokens` tokens of the epoch from `offset` come from: [from, to) of its documents in their order, (S,) each."""
-    size, before, blocks = self.block_tokens, epoch.before, epoch.blocks
-    end, whole = offset + n_tokens, before + size * len(blocks)
-    cuts = [np.array([offset, end]), _multiples(size, before, max(offset, before), min(end, whole + 1))]
-    for first, last, row_tokens in epoch.dealt:
-      cuts.append(_multiples(row_tokens, first, max(offset, first), min(end, last)))
+  def _stretches(
+    self, epoch: _Epoch, offset: int, n_tokens: int, done: int, row_tokens: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where `n_tokens` targets of the epoch from `offset` come from, cut at every row that is read, (S,) each.
+
+    Returns:
+      [from, to) in the epoch's documents as they are ordered, and which target of the batch comes first, after `done`.
+    """
+    end = offset + n_tokens
+    cuts = [np.array([offset, end]), _multiples(row_tokens, offset - done, offset, end)]
+    for first, last, length, _ in epoch.dealt:
+      cuts.append(_multiples(length, first, max(offset, first), min(end, last + 1)))
     bounds = np.sort(np.concatenate(cuts), kind='stable')  # faster than np.unique
     lengths = np.diff(bounds)
     at, lengths = bounds[:-1][lengths > 0], lengths[lengths > 0]
-    for first, last, row_tokens in epoch.dealt:
-      inside = (at >= first) & (at < last)
-      row, within = np.divmod(at[inside] - first, row_tokens)
-      turn, block = np.divmod(row, (last - first) // size)
-      at[inside] = first + block * size + turn * row_tokens + within
-    block, within = np.divmod(at - before, size)
-    in_block = (at >= before) & (at < whole)
-    at[in_block] = before + size * blocks[block[in_block]] + within[in_block]
-    return at, at + lengths
+    target_S, from_S = at - offset + done, at.copy()
+    for first, last, length, blocks in epoch.dealt:
+      low, high = np.searchsorted(at, (first, last))
+      row, within = np.divmod(at[low:high] - first, length)
+      turn, block = np.divmod(row, len(blocks))
+      from_S[low:high] = blocks[block] + turn * length + within
+    return from_S, from_S + lengths, target_S
 
   def most_documents(self, n_tokens: int) -> int:
     """A bound on the documents that any `n_tokens` tokens of the stream can touch: the shortest ones side by side, and another
     at every cut between rows."""
     shortest = np.sort(self.shards.lengths)
     passes = 1 + -(-n_tokens // self.tokens_per_epoch)  # of the epoch that the window can lie over
-    cuts = n_tokens // min(row_tokens for _, row_tokens in self._rows) + 2 * passes
+    cuts = n_tokens // min(row_tokens for _, row_tokens in self.rows) + 2 * passes
     return 2 + cuts + passes * int(np.searchsorted(np.cumsum(shortest) * passes, n_tokens, side='right') + 1)
 
 
@@ -175,8 +189,8 @@ def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np
     return
   steps = np.arange(total)
   gathered = tokens[np.repeat(starts - firsts, sizes) + steps]
-  if total == len(out):  # one shard: what is gathered is in its place
-    out[:] = gathered
+  if total == ends[-1] - begins[0]:  # one shard: what is gathered is in its place
+    out[begins[0] : ends[-1]] = gathered
   else:
     out[np.repeat(begins - firsts, sizes) + steps] = gathered
 
@@ -184,9 +198,9 @@ def _gather(tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, ends: np
 class Loader:
   """Reads the batches of a plan in a thread of its own, ahead of the step that consumes them.
 
-  Iterating yields `(tokens, position_after)`: tokens int32 (rows * seq_len + 1,) on the host, pinned when `device` is a
-  GPU, and the position at which the next batch starts, the same number on every rank. Use it as a context manager, or
-  call `close`.
+  Iterating yields `(tokens, position_after)`: tokens int32 (rows, seq_len + 1) as `Stream.read` has them, on the host, pinned
+  when `device` is a GPU, and the position at which the next batch starts, the same number on every rank. Use it as a context
+  manager, or call `close`.
 
   Args:
     stream: where the tokens come from.
@@ -216,9 +230,9 @@ class Loader:
       for batch_size, seq_len in plan:
         if batch_size % world:
           raise ValueError(f'batch_size={batch_size}: wants a multiple of the {world} processes')
-        size = batch_size * seq_len
-        tokens = torch.from_numpy(stream.read(position + rank * size // world, size // world))
-        position += size
+        rows = batch_size // world
+        tokens = torch.from_numpy(stream.read(position + rank * rows * seq_len, rows, seq_len))
+        position += batch_size * seq_len
         if not self._put((tokens.pin_memory() if self._pin else tokens, position)):
           return
       self._put(None)

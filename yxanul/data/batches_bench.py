@@ -11,14 +11,14 @@ from yxanul.data.batches import Loader, Stream
 
 
 def loader_benchmark(
-  stream: Stream, shapes: Iterable[tuple[int, int]], seconds: float = 2.0, device: torch.device | str = 'cpu'
+  stream: Stream, shapes: Iterable[tuple[int, int, int]], seconds: float = 2.0, device: torch.device | str = 'cpu'
 ) -> list[dict[str, Any]]:
-  """A row for each (batch_size, seq_len): target tokens a second through the whole loader, thread and queue included.
+  """A row for each (position, batch_size, seq_len): target tokens a second through the whole loader, thread and queue included.
 
-  The stream goes on from one shape to the next, as a run does. The first batch, with the epoch's order, is not timed.
+  The first batch, with the epoch's order, is not timed. What a stage has too little text for goes on into the next.
   """
-  rows, position = [], 0
-  for batch_size, seq_len in shapes:
+  rows = []
+  for position, batch_size, seq_len in shapes:
     with Loader(stream, position, itertools.repeat((batch_size, seq_len)), device) as loader:
       batches = iter(loader)
       _, position = next(batches)

@@ -213,8 +213,10 @@ def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   from yxanul.training.curriculum import Curriculum
 
   capabilities = detect()
-  stream = Stream(_prepared(spec, report).train, spec.seed, Curriculum(spec).rows)
-  shapes = [(stage.batch_size, stage.seq_len) for stage in (spec.curriculum.stages[number - 1] for number in stages)]
+  curriculum = Curriculum(spec)
+  stream = Stream(_prepared(spec, report).train, spec.seed, curriculum.rows)
+  chosen = [curriculum.stages[number - 1] for number in stages]
+  shapes = [(stage.start_tokens, stage.spec.batch_size, stage.spec.seq_len) for stage in chosen]
   measured = loader_benchmark(stream, shapes, device=capabilities.device)
   rows = [{'stage': number, **row} for number, row in zip(stages, measured, strict=True)]
   report.table(bench_tables.loader_table(rows))

@@ -218,7 +218,7 @@ def _subject(
     engines=engines,
     device=device,
     peak_flops=peak and processes.world * peak,
-    stream=Stream(prepared.train, spec.seed, trainer.curriculum.rows),
+    stream=trainer.stream(),
     pieces=choices['pieces'],
     attention=choices['attention'],
     step=trainer.step,

@@ -36,8 +36,8 @@ class _Folded(Stream):
     super().__init__(shards, 0, [(0, row_tokens)])
     self._vocab_size = vocab_size
 
-  def read(self, position: int, n_tokens: int) -> np.ndarray:
-    return super().read(position, n_tokens) % self._vocab_size
+  def read(self, position: int, n_rows: int, row_tokens: int) -> np.ndarray:
+    return super().read(position, n_rows, row_tokens) % self._vocab_size
 
 
 def measure_peer(
@@ -80,7 +80,7 @@ def measure_peer(
     step=StepCache(make, execution, device),
     state=init_state(spec, optimizer, {}, device),
   )
-  first = torch.from_numpy(subject.stream.read(0, stage.tokens_per_step)).to(device)
+  first = torch.from_numpy(subject.stream.read(0, stage.batch_size, stage.seq_len)).to(device)
   subject.step.warm(curriculum.stages, subject.state, lambda _: first, tell)
   row = measure_stage(subject, curriculum.stages[0], effort)
   del row['bytes_per_token'], row['bytes_per_second']

@@ -5,8 +5,8 @@ written to anywhere else, and the same state and batch give the same result bit 
 `training.deterministic`, as cuDNN's attention adds in any order). Inside, the state is donated: its tensors are updated in
 place, so the old state must not be used again.
 
-Shapes: B rows, T length, N = B*T tokens. A batch of rows travels as the one stretch of text it is, N + 1 tokens: inputs
-are all but the last, targets all but the first.
+Shapes: B rows, T length, N = B*T tokens. A batch travels as rows of T + 1 tokens: inputs are all but the last of each, targets
+all but the first.
 """
 
 import dataclasses
@@ -118,17 +118,17 @@ def differentiate(
   of all processes.
   """
   leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-  n_tokens = tokens.shape[0] - 1
-  size = n_tokens // pieces
-  weights_M = torch.full((size,), 1.0 / stage.tokens_per_step, dtype=torch.float32, device=tokens.device)
+  n_rows = len(tokens)
+  size = n_rows // pieces
+  weights_M = torch.full((size * stage.seq_len,), 1.0 / stage.tokens_per_step, dtype=torch.float32, device=tokens.device)
   loss = nats = gradients = None
   layers, complete = transformer.layers, set()  # complete: gradients that hold the earlier pieces already
-  for start in range(0, n_tokens, size):
-    piece = tokens[start : start + size + 1]
-    if reduction is not None and start + size == n_tokens:
+  for start in range(0, n_rows, size):
+    piece = tokens[start : start + size]
+    if reduction is not None and start + size == n_rows:
       layers = functools.partial(reduction.layers, before=gradients)
       complete = {name for name in leaves if name.startswith('blocks.')}
-    inputs_BT, targets_M = piece[:-1].view(-1, stage.seq_len), piece[1:]
+    inputs_BT, targets_M = piece[:, :-1].contiguous(), piece[:, 1:].flatten()
     part, nll_M = loss_of(
       leaves, inputs_BT, targets_M, weights_M, stage, spec.model, numerics, text, engines.vocab_loss, layers,
       spec.optimizer.z_loss,
@@ -167,7 +167,7 @@ def make_train_step(
       fits: it takes the memory for the others' slices of the parameters, and leaves them as they were.
 
   Returns:
-    train_step(state, tokens, learning_rate, max_norm): tokens (N + 1,) int32, the rates 0-d FP32.
+    train_step(state, tokens, learning_rate, max_norm): tokens (B, T + 1) int32, the rates 0-d FP32.
   """
   assert stage.batch_size % (pieces * (reduction.world if reduction else 1)) == 0
   update = torch.compile(optimizer.update, dynamic=False) if compiled else optimizer.update
@@ -180,7 +180,7 @@ def make_train_step(
       numerics = fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
     loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces, reduction)
     with torch.no_grad():
-      n_bytes, asks = text.token_bytes_V[tokens[1:]].sum(), torch.zeros_like(nats)
+      n_bytes, asks = text.token_bytes_V[tokens[:, 1:]].sum(), torch.zeros_like(nats)
       if reduction is not None:
         loss, nats, n_bytes, asks = reduction.complete(gradients, amax, [loss, nats, n_bytes])
         loss = loss.float()

@@ -103,7 +103,8 @@ class Trainer:
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self._sharding = sharding_for(spec, processes)
     self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own)
-    self._stream = Stream(prepared.train, spec.seed, curriculum.rows)
+    self._train = prepared.train
+    self._stream: Stream | None = None
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
     self._attention = [attention.runs(engines.attention, stage.spec.seq_len) for stage in curriculum.stages]
@@ -271,13 +272,20 @@ class Trainer:
   def _first_tokens(self, stage: Stage) -> torch.Tensor:
     """This process's rows of a stage's first batch."""
     now = self.curriculum.stages[stage.index]
-    size = now.spec.tokens_per_step // self.processes.world
-    return torch.from_numpy(self._stream.read(now.start_tokens + self.processes.rank * size, size)).to(self.device)
+    rows, length = now.spec.batch_size // self.processes.world, now.spec.seq_len
+    tokens = self.stream().read(now.start_tokens + self.processes.rank * rows * length, rows, length)
+    return torch.from_numpy(tokens).to(self.device)
+
+  def stream(self) -> Stream:
+    """The text in the order of the curriculum as it is now: a checkpoint's batches, or smaller ones, begin stages elsewhere."""
+    if self._stream is None or self._stream.rows != tuple(self.curriculum.rows):
+      self._stream = Stream(self._train, self.spec.seed, self.curriculum.rows)
+    return self._stream
 
   def batches(self, position: int) -> Iterator[torch.Tensor]:
     """This process's tokens of every step from `position` on; pinned on the host where the device is a GPU, read ahead."""
     plan = ((stage.spec.batch_size, stage.spec.seq_len) for stage in self._stages_from(position))
-    with Loader(self._stream, position, plan, self.device, self.processes.rank, self.processes.world) as loader:
+    with Loader(self.stream(), position, plan, self.device, self.processes.rank, self.processes.world) as loader:
       for tokens, _ in loader:
         yield tokens if self.step.captured else tokens.to(self.device, non_blocking=True)
 
