@@ -6,8 +6,9 @@ Expected: 1.659 bits per byte after 22.4M tokens in 450 s on one H200 (records/2
           budget.
 
 LayerNorm, GELU, learned positions, full multi-head attention, biases, an embedding table of full width tied to the head,
-GPT-2's own tokenizer, rows of 1024 tokens in batches of 12. 6e-4 was the best of four rates at that batch, and a warm-up over a
-tenth better than one over a hundredth (records/2026-11-29_data-order). Variants: `source`, `budget_tokens`.
+GPT-2's own tokenizer, rows of 1024 tokens in batches of 12. 6e-4 was the best of four rates for that batch, and a
+warm-up over a tenth better than one over a hundredth, in BF16 and with an earlier order of the text
+(records/2026-11-29_data-order). Variants: `source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict

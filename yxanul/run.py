@@ -303,7 +303,7 @@ def _result(
     'experiment': session.spec.name,
     'val_bpb': progress.val_bpb,
     'ppl_gpt2_equivalent': ppl_gpt2_equivalent(progress.val_bpb),
-    'val_bytes': int(prepared.validation.byte_counts.sum()),
+    'val_bytes': progress.val_bytes,
     'parameters': sum(p.numel() for p in trainer.state.params.values()),
     'tokens': progress.tokens,
     'bytes': progress.bytes,

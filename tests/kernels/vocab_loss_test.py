@@ -49,3 +49,39 @@ def test_loss_and_gradients_are_exact(engine, compiled, dtype, tolerance, z_loss
   close(dx, 3.0 * expected_dx)
   close(dtable, 3.0 * expected_dtable)
   assert (dx[3] == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_compiled_one_is_exact_at_the_size_of_gpt2_and_can_be_captured(dtype, tolerance):
+  """Two chunks and a shorter one, over a vocabulary that is padded; replayed on other inputs than it was captured on."""
+  n, vocab_size, width = 9000, 50_257, 768
+  x, again = (torch.randn(n, width, device='cuda').to(dtype) for _ in range(2))
+  table = (0.05 * torch.randn(vocab_size, width, device='cuda')).requires_grad_()
+  targets = torch.randint(vocab_size, (n,), device='cuda', dtype=torch.int32)
+  weights = torch.full((n,), 1 / n, device='cuda')
+  leaf = x.clone().requires_grad_()
+
+  def run():
+    loss, nll = vocab_loss(leaf, table, targets, weights, compiled=True)
+    return loss.detach(), nll, *torch.autograd.grad(loss, (leaf, table))
+
+  for _ in range(2):
+    run()
+  torch.cuda.synchronize()
+  torch.cuda.reset_peak_memory_stats()
+  before = torch.cuda.memory_allocated()
+  graph = torch.cuda.CUDAGraph()
+  with torch.cuda.graph(graph):
+    found = run()
+  # One chunk's logits and their gradient, the table padded and in x's format, its gradient twice; not all 1.8 GB of logits.
+  room = 2 * 4096 * (vocab_size + 63) * x.element_size() + 4 * vocab_size * width * 4 + 4 * n * width * 4
+  assert torch.cuda.max_memory_allocated() - before < room
+  for inputs in (x, again):
+    with torch.no_grad():
+      leaf.copy_(inputs)
+    graph.replay()
+    expected = oracle(inputs.float(), table.to(dtype).float(), targets, weights)
+    for a, b in zip(found, expected, strict=True):
+      assert (a.double() - b).norm() <= tolerance * b.norm()

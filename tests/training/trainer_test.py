@@ -79,6 +79,7 @@ def test_an_engine_that_is_not_here_is_replaced_by_one_that_is(prepared):
   trainer = build(prepared, spec)
   choices = trainer.choices()
   assert trainer.choose(choices) == []
+  assert 'in another order' in trainer.choose({name: of for name, of in choices.items() if name != 'order'})[0]
   elsewhere = {**choices, 'engines': {**choices['engines'], 'linear': 'te'}}
   assert trainer.choose(elsewhere) == ['linears ran through te before the checkpoint and run through reference here']
   assert trainer.engines.linear == 'reference'

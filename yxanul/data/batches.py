@@ -26,6 +26,7 @@ import torch
 
 from yxanul.data.shards import Shards
 
+ORDER = 2  # of the stream: another number where the same seed gives another order; 1 read documents one after another
 _EPOCHS_KEPT = 2  # a batch may reach from one into the next
 _LONG_TOKENS = 256  # on average: from here on, copying documents one by one is faster than gathering tokens
 _MOST_ROWS = 16  # in a block, of the longest

@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**30  # of logits and their gradient in BF16, or of either in FP32: fewer rows leave a large GPU idle
+CHUNK_BYTES = 2**30  # of a chunk's logits in FP32; in BF16 those and their gradient. Fewer rows leave a large GPU idle
 _ROWS = 64
 
 

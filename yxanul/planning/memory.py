@@ -35,7 +35,9 @@ from yxanul.config.spec import ExperimentSpec, StageSpec
 USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
 SHORT_ROWS = 256  # tokens of the longest row that kernels.attention_short takes
 FUSED_LOSS_WIDTHS = (16, 32, 64, 128)  # in front of the head, for which kernels.vocab_loss_triton is there
-VOCAB_CHUNK_BYTES = 2**30  # of FP32 logits that exist at one time: kernels.vocab_loss_compiled.CHUNK_BYTES, more than eager's
+VOCAB_CHUNK_BYTES = (
+  2**30
+)  # of logits in FP32 that exist at one time: kernels.vocab_loss_compiled.CHUNK_BYTES, more than eager's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ def vocab_loss_bytes(model: ModelSpec, precision: PrecisionSpec, tokens: int) ->
   if a == 2 and rank in FUSED_LOSS_WIDTHS:
     return gradients
   chunk_tokens = min(tokens, max(1, VOCAB_CHUNK_BYTES // (4 * model.vocab_size)))
-  return chunk_tokens * model.vocab_size * (4 + (0 if a == 4 else a)) + gradients  # FP32 logits become their gradient in place
+  return chunk_tokens * model.vocab_size * (4 + a) + gradients
 
 
 def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:

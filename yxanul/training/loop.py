@@ -48,6 +48,7 @@ class Progress:
   seconds_warming: float = 0.0  # of it, compiling, tuning and capturing before the first step of each session
   evaluated_step: int = -1
   val_bpb: float | None = None
+  val_bytes: int = 0  # that were scored
   interval: list[list[float]] = dataclasses.field(default_factory=list)  # metrics since the last log line
   interval_tokens: int = 0
   interval_start_seconds: float = 0.0  # of training, at the last log line
@@ -336,7 +337,7 @@ class _Loop:
     if result is None:  # a request to stop came in between: the resumed run evaluates
       return
     self.clocks.tick()
-    progress.evaluated_step, progress.val_bpb = progress.step, result['val_bpb']
+    progress.evaluated_step, progress.val_bpb, progress.val_bytes = progress.step, result['val_bpb'], result['val_bytes']
     record = {
       'step': progress.step,
       'stage': stage.number,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from yxanul.config.spec import ExperimentSpec
-from yxanul.data.batches import Loader, Stream
+from yxanul.data.batches import ORDER, Loader, Stream
 from yxanul.data.prepare import Prepared
 from yxanul.kernels import attention, attention_choice, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
@@ -127,6 +127,7 @@ class Trainer:
     return {
       'engines': engines,
       'batches': self.curriculum.batches,
+      'order': ORDER,
       'pieces': self._pieces,
       'attention': self._attention,
       'processes': self.processes.world,
@@ -136,6 +137,10 @@ class Trainer:
     """Takes the choices of a checkpoint instead; returns a line where this machine cannot keep one."""
     self.curriculum = Curriculum(self.spec, choices['batches'])
     notes = [*self._choose_engines(choices['engines']), *self._choose_attention(choices['attention'])]
+    if choices.get('order') != ORDER:
+      notes.append(
+        'the text is dealt out in another order than when this run began: of its epoch some comes twice, some not at all'
+      )
     # Other processes have other shares of the rows: the parts that those go through in are this run's own again.
     self._pieces = choices['pieces'] if choices['processes'] == self.processes.world else self._planned_pieces()
     self._keeps_attention, self._may_shrink = True, False
