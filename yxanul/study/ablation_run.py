@@ -90,9 +90,8 @@ class Ablation:
     fresh = folder / 'ablation.json.tmp'
     fresh.write_text(json.dumps(record, indent=1) + '\n')
     fresh.replace(folder / 'ablation.json')
-    panels = _goals_panel(by_budget, self.seconds, self.stem) | _panels(
-      [row['name'] for row in record['runs']], runs, self.stem
-    )
+    names = [row['name'] for row in record['runs']]
+    panels = _goals_panel(by_budget, self.seconds, self.stem) | _panels(names, runs, self.stem)
     ablation_page.write_page(record, {title: its for title, its in panels.items() if len(its) > 1}, folder)
     return record
 
