@@ -303,7 +303,7 @@ def _result(
     'experiment': session.spec.name,
     'val_bpb': progress.val_bpb,
     'ppl_gpt2_equivalent': ppl_gpt2_equivalent(progress.val_bpb),
-    'val_bytes': progress.val_bytes,
+    'val_bytes': progress.val_bytes or int(prepared.validation.byte_counts.sum()),  # a checkpoint from before it was counted
     'parameters': sum(p.numel() for p in trainer.state.params.values()),
     'tokens': progress.tokens,
     'bytes': progress.bytes,

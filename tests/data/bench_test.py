@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.data.batches_test import make_shards
+from tests.data.small_shards import make_shards
 from yxanul.data import prepare_bench
-from yxanul.data.batches import Stream
 from yxanul.data.batches_bench import loader_benchmark
+from yxanul.data.stream import Stream
 
 
 def test_the_loader_is_timed_for_each_shape(tmp_path):

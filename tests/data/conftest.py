@@ -1,11 +1,13 @@
-"""A small tokenizer and small corpora for the tests of the data path."""
+"""A small tokenizer and small corpora, and shards for the tests of the data path."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, trainers
 
+from tests.data.small_shards import CASES, make_shards
 from yxanul.config.spec import DataSpec, TokenizerSpec
 from yxanul.data import python_docs
 from yxanul.data import tokenizer as tokenizer_module
@@ -48,3 +50,10 @@ def make_spec(tokenizer_path):
     return DataSpec(source=str(source), **{'tokenizer': tokenizer, 'validation_fraction': 0.1} | fields)
 
   return make
+
+
+@pytest.fixture(scope='module', params=CASES.values(), ids=CASES.keys())
+def data(request, tmp_path_factory):
+  documents, longest, shard_tokens = request.param
+  lengths = np.random.default_rng(1).integers(1, longest, documents)
+  return make_shards(tmp_path_factory.mktemp('shards'), lengths, shard_tokens)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.batches_test import make_shards
+from tests.data.small_shards import make_shards
 from yxanul.data import shards, shards_check
 from yxanul.data.shards_check import STAMPS, Recheck
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.batches_test import make_shards
+from tests.data.small_shards import make_shards
 from yxanul.data import shards
 
 

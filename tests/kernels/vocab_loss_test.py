@@ -1,5 +1,7 @@
 """The chunked vocabulary loss against all logits at once in FP64."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -51,12 +53,28 @@ def test_loss_and_gradients_are_exact(engine, compiled, dtype, tolerance, z_loss
   assert (dx[3] == 0).all()
 
 
+def test_the_compiled_one_holds_the_logits_and_gradient_of_one_chunk(monkeypatch):
+  alive, most, gradient = [], [], vocab_loss_compiled._gradient
+
+  def watched(logits, *arguments):
+    results = gradient(logits, *arguments)
+    alive.extend(weakref.ref(x) for x in (logits, results[2]))
+    most.append(sum(x() is not None for x in alive))
+    return results
+
+  monkeypatch.setattr(vocab_loss_compiled, '_compiled_gradient', lambda: watched)
+  monkeypatch.setattr(vocab_loss_compiled, 'CHUNK_BYTES', 4 * 300 * 8)
+  x, table = torch.randn(32, 24, requires_grad=True), torch.randn(300, 24, requires_grad=True)
+  vocab_loss(x, table, torch.arange(32), torch.ones(32), compiled=True)[0].backward()
+  assert most == [2, 2, 2, 2]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_compiled_one_is_exact_at_the_size_of_gpt2_and_can_be_captured(dtype, tolerance):
-  """Two chunks and a shorter one, over a vocabulary that is padded; replayed on other inputs than it was captured on."""
-  n, vocab_size, width = 9000, 50_257, 768
+  """A chunk and a shorter one, over a vocabulary that is padded; replayed on other inputs than it was captured on."""
+  n, vocab_size, width = 5000, 50_257, 768
   x, again = (torch.randn(n, width, device='cuda').to(dtype) for _ in range(2))
   table = (0.05 * torch.randn(vocab_size, width, device='cuda')).requires_grad_()
   targets = torch.randint(vocab_size, (n,), device='cuda', dtype=torch.int32)
@@ -75,7 +93,7 @@ def test_the_compiled_one_is_exact_at_the_size_of_gpt2_and_can_be_captured(dtype
   graph = torch.cuda.CUDAGraph()
   with torch.cuda.graph(graph):
     found = run()
-  # One chunk's logits and their gradient, the table padded and in x's format, its gradient twice; not all 1.8 GB of logits.
+  # One chunk's logits and their gradient, the table padded and in x's format, its gradient twice.
   room = 2 * 4096 * (vocab_size + 63) * x.element_size() + 4 * vocab_size * width * 4 + 4 * n * width * 4
   assert torch.cuda.max_memory_allocated() - before < room
   for inputs in (x, again):

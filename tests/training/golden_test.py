@@ -27,9 +27,8 @@ def curve(engines, n_steps: int = 100) -> list[float]:
   _, stage, state, step, _ = make(engines, stage_index=4)
   losses = []
   for i in range(n_steps):
-    rows = text(stage.tokens_per_step, i).unfold(
-      0, stage.seq_len + 1, stage.seq_len
-    )  # each begins with the last of the one before
+    # Each row begins with the last token of the one before.
+    rows = text(stage.tokens_per_step, i).unfold(0, stage.seq_len + 1, stage.seq_len)
     state, metrics = step(state, rows, torch.tensor(3e-3), torch.tensor(1.0))
     losses.append(round(metrics.loss.item(), 5))
   return losses

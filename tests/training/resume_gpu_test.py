@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.data.batches_test import END, make_shards
+from tests.data.small_shards import END, make_shards
 from yxanul.kernels.capabilities import choose_engines, detect
 from yxanul.optim.schedule import learning_rate
 from yxanul.training.checkpoint import Checkpoints

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from yxanul.data.batches import Loader, Stream
+from yxanul.data.batches import Loader
+from yxanul.data.stream import Stream
 
 
 def loader_benchmark(

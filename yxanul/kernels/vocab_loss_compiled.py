@@ -64,9 +64,9 @@ class _Loss(torch.autograd.Function):
       lse_N[part], nll_N[part], d_MP = _compiled_gradient()(
         logits_MP, targets_N[part], weights_N[part], vocab_size, z_loss, softcap
       )
-      del logits_MP  # or the next chunk's would stand beside it
       torch.mm(d_MP, table_PR, out=dx_NR[part])
       dtable_PR += d_MP.T @ x_NR[part]
+      del logits_MP, d_MP  # or they would stand beside the next chunk's
     ctx.save_for_backward(dx_NR, dtable_PR[:vocab_size])
     ctx.mark_non_differentiable(nll_N)
     return (weights_N * (nll_N + z_loss * lse_N.square())).sum(), nll_N

@@ -35,9 +35,7 @@ from yxanul.config.spec import ExperimentSpec, StageSpec
 USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
 SHORT_ROWS = 256  # tokens of the longest row that kernels.attention_short takes
 FUSED_LOSS_WIDTHS = (16, 32, 64, 128)  # in front of the head, for which kernels.vocab_loss_triton is there
-VOCAB_CHUNK_BYTES = (
-  2**30
-)  # of logits in FP32 that exist at one time: kernels.vocab_loss_compiled.CHUNK_BYTES, more than eager's
+VOCAB_CHUNK_BYTES = 2**30  # of FP32 logits that exist at one time: kernels.vocab_loss_compiled.CHUNK_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,8 +206,8 @@ def _scaling(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result
 
 def _loader(spec: ExperimentSpec, stages: list[int], report: _Report) -> Result:
   """The loader alone, feeding steps that take no time: two seconds of every stage's shape."""
-  from yxanul.data.batches import Stream
   from yxanul.data.batches_bench import loader_benchmark
+  from yxanul.data.stream import Stream
   from yxanul.kernels.capabilities import detect
   from yxanul.reporting import bench_tables
   from yxanul.training.curriculum import Curriculum

@@ -26,8 +26,9 @@ import torch
 
 from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import ExperimentSpec
-from yxanul.data.batches import Loader, Stream
+from yxanul.data.batches import Loader
 from yxanul.data.prepare import Prepared
+from yxanul.data.stream import Stream
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.schedule import learning_rate
 from yxanul.planning import flops

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from yxanul.config.spec import ExperimentSpec
-from yxanul.data.batches import Stream
 from yxanul.data.prepare import Prepared
 from yxanul.data.shards import Shards
+from yxanul.data.stream import Stream
 from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.optim.build import build
 from yxanul.planning import flops, memory

@@ -121,7 +121,7 @@ class Curriculum:
 
   @property
   def rows(self) -> list[tuple[int, int]]:
-    """The target token at which every stage starts, and the tokens of its rows, as `data.batches.Stream` takes them."""
+    """The target token at which every stage starts, and the tokens of its rows, as `data.stream.Stream` takes them."""
     return [(stage.start_tokens, stage.spec.seq_len) for stage in self.stages]
 
   @property

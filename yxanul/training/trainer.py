@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from yxanul.config.spec import ExperimentSpec
-from yxanul.data.batches import ORDER, Loader, Stream
+from yxanul.data.batches import Loader
 from yxanul.data.prepare import Prepared
+from yxanul.data.stream import ORDER, Stream
 from yxanul.kernels import attention, attention_choice, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.build import build
