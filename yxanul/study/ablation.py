@@ -159,8 +159,8 @@ def headline(by_budget: Mapping[float, Runs], seconds: float, against: str, stem
 
   Returns:
     As `factor` ('factor', 'low', 'high', 'n'), with 'own_seconds', the budget that came first. Where none came there with every
-    seed 'factor' is None, and 'short' the bits per byte by which the farthest seed of the nearest budget missed. None where no
-    seed has both.
+    seed 'factor' is None, 'short' the bits per byte by which the farthest seed of the nearest budget missed, and 'at_its_end'
+    how many times as late `against` is where that budget's runs end, on its way. None where no seed has both.
   """
   found = []
   for own_seconds, runs in by_budget.items():
@@ -168,9 +168,13 @@ def headline(by_budget: Mapping[float, Runs], seconds: float, against: str, stem
     seeds = [seed for seed in theirs if seed in own]
     targets = {seed: theirs[seed].evaluations[-1]['val_bpb'] for seed in seeds}
     took = [reach(own[seed], targets[seed], 'seconds_training') for seed in seeds]
-    row = {'factor': None, 'low': None, 'high': None, 'n': len(seeds), 'own_seconds': own_seconds, 'short': None}
+    row = {'n': len(seeds), 'own_seconds': own_seconds, **dict.fromkeys(('factor', 'low', 'high', 'short', 'at_its_end'))}
     if None in took:
-      row['short'] = max(own[seed].evaluations[-1]['val_bpb'] - targets[seed] for seed in seeds)
+      ends = {seed: own[seed].evaluations[-1]['val_bpb'] for seed in seeds}
+      row['short'] = max(ends[seed] - targets[seed] for seed in seeds)
+      late = [(reach(theirs[s], ends[s], 'seconds_training'), own[s].result['seconds_training']) for s in seeds]
+      if all(a is not None for a, _ in late):
+        row['at_its_end'] = pairs.geometric([a / b for a, b in late]).mean
     elif took:
       times = [reach(theirs[seed], targets[seed], 'seconds_training') for seed in seeds]
       speedup = pairs.geometric([a / b for a, b in zip(times, took, strict=True)])
@@ -200,6 +204,8 @@ def _judged(measured: Row | None, goal: float | None, seconds: float) -> str:
   if measured['factor'] is None:
     seeds = '' if measured['n'] == 1 else f' (the farthest of {measured["n"]} seeds)'
     says = f'not reached: its end after {own} is {measured["short"]:.4f} bits per byte above{seeds}'
+    if measured['at_its_end'] is not None:
+      says += f', where that one is {measured["at_its_end"]:.2f} times as late, on its way'
     return says if goal is None else f'{says}; the goal of {goal:g} is missed'
   says = f'{measured["factor"]:.2f} times as soon where that one ends after {seconds:g} s, in its run of {own}'
   if goal is None:
