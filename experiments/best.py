@@ -4,7 +4,8 @@ Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Result:   1.579 bits per byte after 30 s of training and 11.2M tokens (two seeds), 1.282 after 157 s and 56M (one). GPT-2
           in FP32 ends at 1.659 after 450 s, 22.9 times as late; in BF16 it passes 1.282 after 240 s,
-          on its way down (records/2026-11-29_ablate-best). Rows have been dealt out anew since, for the better
+          on its way down (records/2026-11-29_ablate-best). The order of the text has changed
+          since; not run again
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:

@@ -1,4 +1,4 @@
-"""A small tokenizer and small corpora, and shards for the tests of the data path."""
+"""A small tokenizer, small corpora and shards for the tests of the data path."""
 
 from pathlib import Path
 

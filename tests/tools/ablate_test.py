@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.study.toy import write_family
+from yxanul.reporting.run_files import read_run
 
 OVERRIDES = ('--config.model.n_layers=1', '--config.data.tokenizer.sample_bytes=200_000')
 NAMES = ('baseline_gpt2', 'strong_gpt2', 'ultra')
@@ -88,6 +89,17 @@ def test_what_finished_before_a_field_was_there_had_its_default(command):
   assert 'ultra, seed 0: finished before' in output
 
 
+def test_another_machine_may_run_the_later_seeds(command):
+  workdir, arguments = command
+  status, output, errors = tiny.finish(start(*arguments, '--only=ultra', '--rates=', '--first_seed=1'), timeout=300)
+  assert status == 0, errors
+  assert 'ultra, seed 1: starting' in output
+  assert 'seed 0' not in output
+  assert json.loads((workdir / '0.4s' / 'ultra' / 'seed1' / 'config.json').read_text())['seed'] == 1
+  rows = json.loads((workdir / '0.4s' / 'ablation.json').read_text())['runs']
+  assert {row['name']: row['n'] for row in rows}['ultra'] == 2
+
+
 def test_what_finished_with_other_values_is_not_taken_for_it(command):
   _, arguments = command
   status, _, errors = tiny.finish(start(*arguments, '--only=ultra', '--rates=', '--config.optimizer.peak_lr=1e-5'))
@@ -106,6 +118,9 @@ def test_runs_took_the_tokens_of_their_seconds_on_one_text_and_the_flags_reached
     # The tokenizer's fields are for those who share the experiment's.
     assert (config['data']['tokenizer']['sample_bytes'] == 200_000) is (name == 'ultra')
     assert (config['data']['source'], config['evaluation']['max_bytes']) == ('python-docs', 8000)
+    # What a result says was scored is what was, not all that is held out.
+    run = read_run(workdir / '0.4s' / name / 'seed0')
+    assert 0 < run.result['val_bytes'] == run.evaluations[-1]['val_bytes'] <= 8000
     assert config['data']['directory'] == str(
       workdir / 'data' / ('trained-511-511' if name == 'baseline_gpt2' else 'trained-511-400')
     )

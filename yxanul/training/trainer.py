@@ -104,7 +104,7 @@ class Trainer:
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self._sharding = sharding_for(spec, processes)
     self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own)
-    self._train = prepared.train
+    self._shards = prepared.train
     self._stream: Stream | None = None
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
@@ -285,7 +285,7 @@ class Trainer:
   def stream(self) -> Stream:
     """The text in the order of the curriculum as it is now: a checkpoint's batches, or smaller ones, begin stages elsewhere."""
     if self._stream is None or self._stream.rows != tuple(self.curriculum.rows):
-      self._stream = Stream(self._train, self.spec.seed, self.curriculum.rows)
+      self._stream = Stream(self._shards, self.spec.seed, self.curriculum.rows)
     return self._stream
 
   def batches(self, position: int) -> Iterator[torch.Tensor]:
