@@ -19,7 +19,7 @@ All of it was chosen when batches were stretches of text (records/2026-11-29_dat
 trained for two and a half at most.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `step_tokens`; `lengths`, of the stages ('512-2048'); `lr`, of the
-blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum`, of Muon.
+blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum`, of Muon; `beta2`, of AdamW.
 """
 
 from ml_collections import ConfigDict
@@ -50,6 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     input_scale=150.0,
     projection_std=0.088,
     momentum=0.9,
+    beta2=0.95,
   )
   config = ultra.get_config(','.join(f'{key}={variant[key]}' for key in ('gpu', 'source', 'budget_tokens')))
   config.name = 'best'
@@ -60,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   optimizer = config.optimizer
   optimizer.peak_lr = variant['lr']
   optimizer.batch_lr_scaling = 'none'
+  optimizer.beta2 = variant['beta2']
   optimizer.schedule, optimizer.warmup_share, optimizer.decay_share, optimizer.final_lr_share = 'trapezoid', 0.02, 0.6, 0.0
   blocks, rest = optimizer.groups
   blocks.optimizer, optimizer.muon.momentum = 'muon', variant['momentum']

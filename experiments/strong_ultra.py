@@ -1,11 +1,12 @@
-"""ultra's own architecture as well as it is trained today: BF16, compiled and captured, AdamW, rows of 2048 in batches of 64.
+"""ultra's own architecture as well as it is trained today: BF16, compiled and captured, AdamW, rows of 2048 in batches of 16.
 
 Command:  python -m yxanul.main --config=experiments/strong_ultra.py:source=PATH
 Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where the memory is small
 Expected: not yet run to its end; records/ holds what was measured.
 
-What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. Its learning rate is a rule of
-thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `gpu`, `source`, `budget_tokens`.
+What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. A step has as many tokens
+as one of strong_gpt2. Its learning rate is a rule of thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `gpu`,
+`source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from yxanul.config.variants import parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, lr=6e-4, rows=64)
+  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, lr=6e-4, rows=16)
   lr, rows = variant.pop('lr'), variant.pop('rows')
   config = ultra_no_curriculum.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
   config.name = 'strong_ultra'
