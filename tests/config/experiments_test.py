@@ -31,7 +31,7 @@ def stages(variant):
       'ultra:gpu=h200',
       ('curriculum.stages', 'optimizer', 'model.input_scale', 'model.projection_std'),
     ),
-    ('strong_ultra', 'ultra_no_curriculum', ('precision.matmul', 'optimizer.warmup_share')),
+    ('strong_ultra', 'ultra_no_curriculum', ('precision.matmul', 'optimizer.warmup_share', 'curriculum.stages')),
     ('strong_gpt2', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
     ('part_rmsnorm_swiglu', 'baseline_gpt2', ('model.norm', 'model.activation', 'model.d_hidden')),
     ('part_gqa', 'baseline_gpt2', ('model.n_kv_heads',)),
