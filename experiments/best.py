@@ -2,21 +2,21 @@
 
 Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   1.579 bits per byte after 30 s of training and 11.2M tokens (two seeds), 1.282 after 157 s and 56M (one). GPT-2
-          in FP32 ends at 1.659 after 450 s, 22.9 times as late; in BF16 it passes 1.282 after 240 s,
-          on its way down (records/2026-11-29_ablate-best). The order of the text has changed
-          since; not run again
+Result:   1.559 bits per byte after 30 s of training and 11.2M tokens, 1.318 after 103 s and 37.3M (one seed). GPT-2 in FP32
+          comes to 1.657 in 450 s, `best` in 18: 25.1 times as soon; in BF16 it passes 1.318 after 177 s, on its
+          way down (records/2026-11-30_ablate-best)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
 - Muon for the block matrices; AdamW for the rest, with a rate of its own for the table and for its projection;
 - a projection that starts at 1/sqrt(rank), so that what it projects keeps its size, and an input scale by which token
   embeddings enter the stream at a root mean square of 3;
-- 32,768 tokens a step: 16,384 learn more from the same text, and by the plan take longer for it;
+- 32,768 tokens a step: 16,384 are 0.07 worse after 100 s (records/2026-11-30_ablate-best);
 - rows of 256, 512, 1024 and 2048 tokens, as many tokens of each;
 - a constant rate, then a linear decay to zero over the last 60 %.
-All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute; it has been
-trained for two and a half at most.
+But for the steps all of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a
+minute; it has been trained for two and a half at most. `beta2=0.99` is worth 0.04 to a small copy of this model, and half the
+tokens a step lose nothing with it (records/2026-11-30_second-moment); neither has run on a card.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `step_tokens`; `lengths`, of the stages ('512-2048'); `lr`, of the
 blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum`, of Muon; `beta2`, of AdamW.
