@@ -5,8 +5,8 @@ Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where t
 Expected: 506k tokens/s on one H200; 1.178 bits per byte after 238M tokens in 470 s (records/2026-11-30_ablate-best)
 
 What the savings have to beat besides the mission's own baseline. Batches of 128 rows, at twice the rate and with an earlier
-order of the text, ended no lower (1.177) and came late: to 1.657 after 86 s, these after 58. The learning rate is a rule of
-thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `beta2` (of AdamW), `source`, `budget_tokens`.
+order of the text, ended as low (1.177 after 466 s) but were behind for 400 s: at 1.657 after 86 s, these after 58. The learning
+rate is a rule of thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `beta2` (of AdamW), `source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict

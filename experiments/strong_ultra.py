@@ -5,8 +5,8 @@ Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where t
 Expected: not yet run to its end; records/ holds what was measured.
 
 What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. A step has as many tokens
-as one of strong_gpt2. Its learning rate is a rule of thumb: `tools.ablate --rates` tunes it. Variants: `lr`, `rows`, `gpu`,
-`source`, `budget_tokens`.
+as one of strong_gpt2, by analogy; no other was tried. Its learning rate is a rule of thumb: `tools.ablate --rates` tunes it.
+Variants: `lr`, `rows`, `beta2` (of AdamW), `gpu`, `source`, `budget_tokens`.
 """
 
 from ml_collections import ConfigDict
@@ -16,12 +16,13 @@ from yxanul.config.variants import parse_variant
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, lr=6e-4, rows=16)
-  lr, rows = variant.pop('lr'), variant.pop('rows')
+  variant = parse_variant(arg, gpu='rtx4090', source='', budget_tokens=2_610_000_000, lr=6e-4, rows=16, beta2=0.95)
+  lr, rows, beta2 = (variant.pop(key) for key in ('lr', 'rows', 'beta2'))
   config = ultra_no_curriculum.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
   config.name = 'strong_ultra'
   config.precision.matmul = 'bf16'
-  config.optimizer.peak_lr, config.optimizer.warmup_share = lr, 0.1  # as the GPT-2 baselines have it
+  config.optimizer.peak_lr, config.optimizer.beta2 = lr, beta2
+  config.optimizer.warmup_share = 0.1  # as the GPT-2 baselines have it
   config.curriculum.stages[0].batch_size = rows
   config.curriculum.stages[0].reference_batch_size = rows
   return config
