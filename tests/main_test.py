@@ -22,7 +22,7 @@ from yxanul.config.convert import to_dict
 from yxanul.data import shards_check
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
-from yxanul.training.workdir import check_workdir
+from yxanul.training.workdir import begun, check_workdir
 
 
 @pytest.fixture(scope='module')
@@ -377,6 +377,14 @@ def test_what_a_start_left_is_no_part_of_another_runs_curves(whole, tmp_path):
   assert status == 0, errors
   assert 99.0 not in [row.get('loss') for row in tiny.metrics(workdir)]
   assert not (workdir / 'wandb').exists()
+
+
+def test_the_log_that_a_start_left_is_gone_before_another_run_begins(tmp_path):
+  """Of the lines that it finds `MetricsLog` would take the first steps for logged, and keep them from the loggers."""
+  (tmp_path / 'config.json').write_text(json.dumps(to_dict(tiny.spec(seed=5))))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 3, "loss": 99.0}\n')
+  with begun(tiny.spec(seed=6), tmp_path):
+    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
 
 
 def test_a_start_that_was_killed_binds_nobody(tmp_path):
