@@ -129,6 +129,9 @@ def test_goals_are_for_the_baseline_and_the_better_strong_one():
   )
   assert rows['strong_gpt2']['measured']['factor'] is None
   assert rows['strong_ultra']['says'] == '2.00 times as soon where that one ends after 16 s, in its run of 16 s'
+  much_better = {'strong_gpt2': {0: run([t / 12 for t in TIMES], [y - 0.01 for y in BPB], tokens_per_second=300)}}
+  says = ablation.goal_rows({16: WHOLE | much_better}, 16, 'ultra')[1]['says']
+  assert ', where that one is 3.08 times as soon, on its way; ' in says, says
   # A variant of a strong baseline, such as another rate, is one too: the best of them is the one to beat.
   tuned = {'strong_ultra-lr=2e-3': {0: run([t / 3 for t in TIMES], [y - 0.02 for y in BPB], tokens_per_second=300)}}
   assert ablation.best_strong(WHOLE | tuned) == 'strong_ultra-lr=2e-3'

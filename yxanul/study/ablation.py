@@ -204,8 +204,9 @@ def _judged(measured: Row | None, goal: float | None, seconds: float) -> str:
   if measured['factor'] is None:
     seeds = '' if measured['n'] == 1 else f' (the farthest of {measured["n"]} seeds)'
     says = f'not reached: its end after {own} is {measured["short"]:.4f} bits per byte above{seeds}'
-    if measured['at_its_end'] is not None:
-      says += f', where that one is {measured["at_its_end"]:.2f} times as late, on its way'
+    if (late := measured['at_its_end']) is not None:
+      times = f'{late:.2f} times as late' if late >= 1 else f'{1 / late:.2f} times as soon'
+      says += f', where that one is {times}, on its way'
     return says if goal is None else f'{says}; the goal of {goal:g} is missed'
   says = f'{measured["factor"]:.2f} times as soon where that one ends after {seconds:g} s, in its run of {own}'
   if goal is None:
