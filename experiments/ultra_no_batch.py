@@ -13,9 +13,13 @@ from ml_collections import ConfigDict
 from experiments import baseline_curriculum, ultra
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  config = ultra.get_config(arg)
-  config.name = 'ultra_no_batch'
+def without(config: ConfigDict) -> ConfigDict:
   for stage in config.curriculum.stages:
     stage.batch_size = baseline_curriculum.TOKENS_PER_STEP // stage.seq_len
+  return config
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = without(ultra.get_config(arg))
+  config.name = 'ultra_no_batch'
   return config

@@ -12,10 +12,14 @@ from ml_collections import ConfigDict
 from experiments import ultra
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  config = ultra.get_config(arg)
-  config.name = 'ultra_no_curriculum'
+def without(config: ConfigDict) -> ConfigDict:
   last = config.curriculum.stages[-1]
   last.step_share_start = 0.0
   config.curriculum.stages = (last,)
+  return config
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = without(ultra.get_config(arg))
+  config.name = 'ultra_no_curriculum'
   return config

@@ -12,8 +12,12 @@ from ml_collections import ConfigDict
 from experiments import ultra
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  config = ultra.get_config(arg)
-  config.name = 'ultra_no_fused'
+def without(config: ConfigDict) -> ConfigDict:
   config.training.execution = 'eager'
+  return config
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  config = without(ultra.get_config(arg))
+  config.name = 'ultra_no_fused'
   return config

@@ -32,10 +32,17 @@ def stages(variant):
       ('curriculum.stages', 'optimizer', 'model.input_scale', 'model.projection_std'),
     ),
     ('strong_ultra', 'ultra_no_curriculum', ('precision.matmul', 'optimizer.warmup_share', 'curriculum.stages')),
-    ('strong_gpt2', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
-    ('best:beta2=0.99', 'best', ('optimizer.beta2',)),
+    ('strong_gpt2:lr=6e-4', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
+    ('strong_gpt2', 'strong_gpt2:lr=6e-4', ('optimizer.peak_lr',)),
+    ('best:beta2=0.95', 'best', ('optimizer.beta2',)),
+    ('best:weight_decay=0.3', 'best', ('optimizer.groups[0].weight_decay',)),
     ('strong_gpt2:beta2=0.99', 'strong_gpt2', ('optimizer.beta2',)),
     ('strong_ultra:beta2=0.99', 'strong_ultra', ('optimizer.beta2',)),
+    ('best_no_superbpe', 'best', ('data.tokenizer', 'model.vocab_size')),
+    ('best_no_fp8', 'best', ('precision.matmul',)),
+    ('best_no_curriculum', 'best', ('curriculum.stages',)),
+    ('best_no_fused', 'best', ('training.execution',)),
+    ('best_no_batch', 'best', ('curriculum.stages', 'optimizer.batch_lr_scaling')),
     ('part_rmsnorm_swiglu', 'baseline_gpt2', ('model.norm', 'model.activation', 'model.d_hidden')),
     ('part_gqa', 'baseline_gpt2', ('model.n_kv_heads',)),
   ],
@@ -89,3 +96,18 @@ def test_best_has_as_many_tokens_of_every_length():
   for wrong in ('512-x', '0-512', ''):
     with pytest.raises(ValueError, match=f"'lengths' of the experiment: got '{wrong}', wants lengths of rows"):
       spec(f'best:lengths={wrong}')
+
+
+def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
+  curriculum = spec('best:step_tokens=16384-32768-32768-65536').curriculum
+  assert [s.tokens_per_step for s in curriculum.stages] == [16_384, 32_768, 32_768, 65_536]
+  assert token_shares(curriculum) == pytest.approx([1 / 4] * 4)
+  for wrong in ('', '16384-32768', 'many'):
+    wants = 'wants tokens of a step, such as 32768, or one for each of 4 stages'
+    with pytest.raises(ValueError, match=f"'step_tokens' of the experiment: got '{wrong}', {wants}"):
+      spec(f'best:step_tokens={wrong}')
+
+
+def test_a_smaller_step_of_best_has_a_lower_rate():
+  stage = spec('best_no_batch').curriculum.stages[0]
+  assert (stage.tokens_per_step, stage.reference_batch_size * stage.seq_len) == (12_288, 32_768)
