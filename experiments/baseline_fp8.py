@@ -2,7 +2,7 @@
 
 Command:  python -m yxanul.main --config=experiments/baseline_fp8.py:source=PATH
 Hardware: one GPU with FP8 (Ada, Hopper, Blackwell) and 16 GB
-Expected: not yet run to its end; records/ holds what was measured.
+Expected: 1.673 bits per byte after 21.4M tokens in 121 s on one H200 (records/2026-11-30_ablate)
 
 Activations between the linears become BF16 with it, as FP8 training has them.
 Variants: `source`, `budget_tokens`.

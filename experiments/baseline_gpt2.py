@@ -2,7 +2,7 @@
 
 Command:  python -m yxanul.main --config=experiments/baseline_gpt2.py:source=PATH
 Hardware: one GPU with 16 GB
-Expected: 1.657 bits per byte after 22.4M tokens in 450 s on one H200 (records/2026-11-30_ablate-best). Not yet run to its whole
+Expected: 1.657 bits per byte after 22.4M tokens in 450 s on one H200 (records/2026-11-30_ablate). Not yet run to its whole
           budget.
 
 LayerNorm, GELU, learned positions, full multi-head attention, biases, an embedding table of full width tied to the head,
