@@ -206,11 +206,27 @@ def test_variants_are_measured_against_the_experiment():
 def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
   (note,) = ablation.tuning_notes([], WHOLE)
   assert note == 'the learning rate of strong_gpt2 and strong_ultra is a rule of thumb: --rates tunes it'
-  tuned = {'ultra': {}, 'strong_gpt2-lr=0.002': {}}
-  assert ablation.tuning_notes([], tuned) == []
-  row = {'name': 'strong_gpt2', 'rate': 2e-3, 'final_bpb': 1.0, 'chosen': True, 'at_the_end': True}
-  assert 'strong_gpt2 did best at 0.002, an end of the rates' in ablation.tuning_notes([row], tuned)[0]
-  assert ablation.tuning_notes([row | {'at_the_end': False}], tuned) == []
+  tuned = {'ultra': WHOLE['ultra'], 'strong_gpt2-lr=0.002': {0: run(TIMES, BPB, peak_lr=2e-3)}}
+  rows = [
+    {'name': 'strong_gpt2', 'rate': rate, 'final_bpb': bpb}
+    for rate, bpb in ((5e-4, 2.2), (1e-3, 2.1), (2e-3, 2.0), (4e-3, None))
+  ]
+  (note,) = ablation.tuning_notes(rows, tuned)
+  assert note == 'strong_gpt2 did best at 0.002, an end of the rates that were tried: another may be better'
+  rows[-1]['final_bpb'] = 2.1
+  assert ablation.tuning_notes(rows, tuned) == []
+
+
+def test_rates_that_were_tried_as_variants_are_rates_that_were_tried():
+  """So that a baseline at one rate of somebody's choice does not pass for a tuned one."""
+  runs = {
+    f'strong_gpt2-lr={rate:g}': {0: run(TIMES, [y + off for y in BPB], peak_lr=rate)}
+    for rate, off in ((1e-3, 0.1), (2e-3, 0.0))
+  }
+  one = {name: runs[name] for name in ('strong_gpt2-lr=0.001',)}
+  assert ablation.tuning_notes([], one) == ['the learning rate of strong_gpt2 is a rule of thumb: --rates tunes it']
+  assert 'strong_gpt2 did best at 0.002, an end' in ablation.tuning_notes([], runs)[0]
+  assert ablation.tuning_notes([], runs | {'strong_gpt2-lr=0.004': {0: run(TIMES, [y + 0.2 for y in BPB], peak_lr=4e-3)}}) == []
 
 
 def test_notes_warn_of_what_makes_a_table_worthless():

@@ -9,7 +9,7 @@ from yxanul.reporting.run_files import RunFiles
 from yxanul.study import pairs
 
 
-def run(seconds, bpb, tokens_per_second=100.0, name='x', seed=0, **result) -> RunFiles:
+def run(seconds, bpb, tokens_per_second=100.0, name='x', seed=0, peak_lr=1e-3, **result) -> RunFiles:
   """A finished run with these evaluations; four bytes a token."""
   evaluations = [
     {'val_bpb': y, 'seconds_training': t, 'tokens': t * tokens_per_second, 'val_bytes': 1000, 'eval_seq_len': 8}
@@ -19,7 +19,8 @@ def run(seconds, bpb, tokens_per_second=100.0, name='x', seed=0, **result) -> Ru
   training = [{'tokens': n, 'bytes': 4 * n} for n in (tokens / 2, tokens)]
   totals = {'tokens': tokens, 'bytes': 4 * tokens, 'seconds_training': float(seconds[-1]), 'seconds_warming': 1.0}
   result = {**totals, 'skipped_steps': 0, 'hardware': 'a card', 'versions': {}, **result}
-  return RunFiles(None, {'name': name, 'seed': seed}, training, evaluations, [], result, None)
+  config = {'name': name, 'seed': seed, 'optimizer': {'peak_lr': peak_lr}}
+  return RunFiles(None, config, training, evaluations, [], result, None)
 
 
 SLOW = run([10, 20, 40], [3.0, 2.0, 1.5])

@@ -248,13 +248,20 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
 
 
 def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
-  """Whether the rates of the strong baselines may be believed; rows as `study.tuning.rows`."""
-  found = []
-  if untuned := [name for name in STRONG if name in runs]:
-    found.append(f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
-  for row in tuning:
-    if row['at_the_end']:
-      found.append(f'{row["name"]} did best at {row["rate"]:g}, an end of the rates that were tried: another may be better')
+  """Whether the rates of the strong baselines may be believed: of `study.tuning.rows`, or else those of their variants."""
+  found, untuned = [], []
+  for name in STRONG:
+    tried = {row['rate']: row['final_bpb'] for row in tuning if row['name'] == name and row['final_bpb'] is not None}
+    if not tried:
+      variants = [run for variant, seeds in runs.items() if variant.startswith(name) for run in seeds.values()]
+      tried = {run.config['optimizer']['peak_lr']: run.evaluations[-1]['val_bpb'] for run in variants}
+    best = min(tried, key=tried.get, default=None)
+    if len(tried) == 1:
+      untuned.append(name)
+    elif tried and best in (min(tried), max(tried)):
+      found.append(f'{name} did best at {best:g}, an end of the rates that were tried: another may be better')
+  if untuned:
+    found.insert(0, f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
   return found
 
 
