@@ -3,8 +3,8 @@
 Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Result:   bits per byte after 30, 103 and 460 s of training (11.2M, 37.3M and 167.8M tokens, one seed): 1.539, 1.278, 1.148.
-          GPT-2 in FP32 comes to 1.657 in 450 s, `best` in 17: 26.3 times as soon. GPT-2 in BF16 comes to 1.357 in 125 s,
-          `best` in 65; to 1.178 in 470 s, `best` in 337 (records/2026-11-30_ablate)
+          GPT-2 in FP32 comes to 1.657 in 450 s, `best` in 17: 26.3 times as soon. GPT-2 in BF16, hardly tuned, comes to
+          1.357 in 125 s, `best` in 65; to 1.178 in 470 s, `best` in 337 (records/2026-11-30_ablate)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
@@ -16,10 +16,13 @@ Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 
 - a constant rate, then a linear decay to zero over the last 60 %.
 All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. Asked again
 since, for 100 s (records/2026-11-30_ablate):
-- a second moment of AdamW that remembers 100 steps: 0.040 lower than with 20, as most of 200,005 entries are in few of them;
-- 16,384 tokens a step: 0.012 higher, 0.073 with the shorter memory; half the rate of the blocks: 0.014 higher;
-- GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`): 0.014 lower, 0.055 after 30 s. It keeps SuperBPE because the
-  model that it trains is ultra's; for so short a run without that wish, take the other.
+- a second moment of AdamW that remembers 100 steps instead of 20: 0.040 lower; a guess at why in
+  records/2026-11-30_second-moment;
+- 16,384 tokens a step at 1.7e-3: 0.073 higher with the shorter memory, 0.012 with one of 1,000 steps; blocks and norms at
+  half the rate: 0.014 higher;
+- GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`): 0.014 lower, 0.055 after 30 s. For a run this short, if the
+  model need not be ultra's, take that.
+One seed each.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `step_tokens`, of all or of
 each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
@@ -29,27 +32,26 @@ each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times
 from ml_collections import ConfigDict
 
 from experiments import ultra
-from yxanul.config.variants import parse_variant
+from yxanul.config.variants import parse_variant, whole_numbers
 
 
-def numbers(text: str, key: str, wants: str) -> list[int]:
-  """The positive whole numbers of '512-2048'."""
-  if not all(number.isdecimal() and int(number) for number in text.split('-')):
-    raise ValueError(f'variant {key!r} of the experiment: got {text!r}, wants {wants}')
-  return [int(number) for number in text.split('-')]
+def stages(lengths_text: str, tokens_text: str) -> tuple[ConfigDict, ...]:
+  """Stages of these lengths ('512-2048') with equal shares of the tokens, and steps of so many tokens, one number or one each.
 
-
-def stages(lengths: str, step_tokens: str) -> tuple[ConfigDict, ...]:
-  """Stages of these lengths ('512-2048'), with equal shares of the tokens; `step_tokens` is one number for all, or one each."""
-  rows = numbers(lengths, 'lengths', 'lengths of rows, such as 512-2048')
-  wants = f'tokens of a step, such as 32768, or one for each of {len(rows)} stages'
-  tokens = numbers(step_tokens, 'step_tokens', wants)
-  if len(tokens) not in (1, len(rows)):
-    raise ValueError(f"variant 'step_tokens' of the experiment: got {step_tokens!r}, wants {wants}")
-  table = tuple(ultra.stage(row, tokens[0] // row, 1.0, 1.0, i / len(rows)) for i, row in enumerate(rows))
-  for stage, n in zip(table, tokens * (len(rows) // len(tokens)), strict=True):
+  Where steps grow, the rate does not.
+  """
+  lengths = whole_numbers(lengths_text, 'lengths', 'lengths of rows, such as 512-2048')
+  wants = f'tokens of a step, such as 32768, or one for each of {len(lengths)} stages, in whole rows'
+  tokens = whole_numbers(tokens_text, 'step_tokens', wants)
+  if len(tokens) == 1:
+    tokens *= len(lengths)
+  if len(tokens) != len(lengths) or any(n % length for n, length in zip(tokens, lengths, strict=True)):
+    raise ValueError(f"variant 'step_tokens' of the experiment: got {tokens_text!r}, wants {wants}")
+  # Where a stage starts is told in steps of the reference batches: of equal tokens, so that equal shares are equal.
+  table = [ultra.stage(length, tokens[0] // length, 1.0, 1.0, i / len(lengths)) for i, length in enumerate(lengths)]
+  for stage, n in zip(table, tokens, strict=True):
     stage.batch_size = n // stage.seq_len
-  return table
+  return tuple(table)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -2,10 +2,10 @@
 
 Command:  python -m yxanul.main --config=experiments/best_no_batch.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Expected: not yet run; records/ holds what was measured.
+Expected: not yet run.
 
-The learning rate falls with the square root of the batch, as in ultra_no_batch.
-Variants: best's.
+The learning rate falls with the square root of the batch, as in ultra_no_batch: to 1.47e-3.
+Variants: best's; `step_tokens` is the step that the rate was chosen for.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Command:  python -m yxanul.main --config=experiments/best_no_fp8.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Expected: not yet run; records/ holds what was measured.
+Expected: not yet run.
 
 Variants: best's.
 """

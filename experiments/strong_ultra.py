@@ -5,7 +5,8 @@ Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where t
 Expected: not yet run to its end; records/ holds what was measured.
 
 What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. A step has as many tokens
-as one of strong_gpt2, by analogy; no other was tried. Its learning rate is a rule of thumb: `tools.ablate --rates` tunes it.
+as one of strong_gpt2, by analogy; no other was tried. Its learning rate is a rule of thumb (ultra's): `tools.ablate --rates`
+tunes it.
 Variants: `lr`, `rows`, `beta2` (of AdamW), `gpu`, `source`, `budget_tokens`.
 """
 

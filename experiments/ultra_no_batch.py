@@ -5,7 +5,7 @@ Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: not yet run to its end; records/ holds what was measured.
 
 The reference batch stays the mission's, so the learning rate falls with the square root of the batch.
-Variants: `gpu`, `source`, `budget_tokens`.
+Variants: `gpu`, `source`, `budget_tokens`, `batch`, as in ultra.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from experiments import baseline_curriculum, ultra
 
 
 def without(config: ConfigDict) -> ConfigDict:
+  """Takes the saving off an experiment, in place."""
   for stage in config.curriculum.stages:
     stage.batch_size = baseline_curriculum.TOKENS_PER_STEP // stage.seq_len
   return config

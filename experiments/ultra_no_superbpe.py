@@ -1,10 +1,10 @@
 """ultra with one saving off: GPT-2's tokenizer.
 
-Command:  python -m yxanul.main --config=experiments/ultra_no_superbpe.py:source=PATH
+Command:  python -m yxanul.main --config=experiments/ultra_no_superbpe.py:source=PATH,gpu=h200,batch=0.125,budget_tokens=56.6e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: 1.768 bits per byte after 56.6M tokens in 124 s on one H200, batch=0.125 (records/2026-11-30_ablate)
+Expected: 1.768 bits per byte after 124 s on one H200 (records/2026-11-30_ablate); not yet run to its whole budget
 
-Variants: `gpu`, `source`, `budget_tokens`.
+Variants: `gpu`, `source`, `budget_tokens`, `batch`, as in ultra.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from experiments import baseline_gpt2, ultra
 
 
 def without(config: ConfigDict) -> ConfigDict:
+  """Takes the saving off an experiment, in place."""
   config.data.tokenizer = baseline_gpt2.get_config().data.tokenizer
   config.model.vocab_size = baseline_gpt2.get_config().model.vocab_size
   return config

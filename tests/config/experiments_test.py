@@ -4,7 +4,7 @@ import pytest
 
 from yxanul.config import registry
 from yxanul.config.convert import differing_fields, from_config, to_dict
-from yxanul.training.curriculum import token_shares
+from yxanul.training.curriculum import Curriculum, token_shares
 
 
 def spec(name):
@@ -102,12 +102,14 @@ def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
   curriculum = spec('best:step_tokens=16384-32768-32768-65536').curriculum
   assert [s.tokens_per_step for s in curriculum.stages] == [16_384, 32_768, 32_768, 65_536]
   assert token_shares(curriculum) == pytest.approx([1 / 4] * 4)
-  for wrong in ('', '16384-32768', 'many'):
-    wants = 'wants tokens of a step, such as 32768, or one for each of 4 stages'
+  for wrong in ('', '0', '32768-', '16384-32768', '2049', 'many'):
+    wants = 'wants tokens of a step, such as 32768, or one for each of 4 stages, in whole rows'
     with pytest.raises(ValueError, match=f"'step_tokens' of the experiment: got '{wrong}', {wants}"):
       spec(f'best:step_tokens={wrong}')
 
 
 def test_a_smaller_step_of_best_has_a_lower_rate():
-  stage = spec('best_no_batch').curriculum.stages[0]
-  assert (stage.tokens_per_step, stage.reference_batch_size * stage.seq_len) == (12_288, 32_768)
+  (stage, *_) = Curriculum(spec('best_no_batch')).stages
+  assert stage.spec.tokens_per_step == 12_288
+  assert stage.lr_factor == pytest.approx((12_288 / 32_768) ** 0.5)
+  assert Curriculum(spec('best:step_tokens=16384-32768-32768-65536')).stages[0].lr_factor == 1.0

@@ -72,6 +72,16 @@ def test_factors_alone_and_in_the_stack_their_product_and_the_total():
   }
 
 
+def test_a_factor_is_text_a_second_times_what_is_made_of_it():
+  """Four times the text a second, of which it needs twice as much: twice as fast."""
+  wasteful = {'ultra': {0: run([t / 2 for t in TIMES], BPB, tokens_per_second=400)}}
+  found = ablation.factor(WHOLE | wasteful, 'baseline_gpt2', 'ultra')
+  assert (found['factor'], found['rate_factor'], found['bytes_factor']) == pytest.approx((2.0, 4.0, 0.5))
+  # Read on to its end at another speed, it is no other factor: what counts is up to equal quality.
+  faster_later = run([*(t / 2 for t in TIMES), 9], [*BPB, 1.9], tokens_per_second=400)
+  assert ablation.factor(WHOLE | {'ultra': {0: faster_later}}, 'baseline_gpt2', 'ultra')['rate_factor'] == pytest.approx(4.0)
+
+
 def seeds(*factors, name='ultra'):
   return {name: {seed: at_speed(factor) for seed, factor in enumerate(factors)}}
 
@@ -192,7 +202,7 @@ def test_the_trend_is_over_the_baselines_budgets():
   assert figures['speedup_vs_fp32_baseline_32s'] == {'value': pytest.approx(8.0), 'unit': 'times'}
   assert 'speedup_vs_fp32_baseline_64s' not in figures
   assert figures['factor_fp8_alone']['value'] == pytest.approx(1.5)
-  assert figures['final_bpb_best'] == {'value': 2.0, 'unit': 'bits per byte'}
+  assert figures['final_bpb_ultra'] == {'value': 2.0, 'unit': 'bits per byte'}
 
 
 def test_variants_are_measured_against_the_experiment():
@@ -219,14 +229,17 @@ def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
 
 def test_rates_that_were_tried_as_variants_are_rates_that_were_tried():
   """So that a baseline at one rate of somebody's choice does not pass for a tuned one."""
-  runs = {
-    f'strong_gpt2-lr={rate:g}': {0: run(TIMES, [y + off for y in BPB], peak_lr=rate)}
-    for rate, off in ((1e-3, 0.1), (2e-3, 0.0))
-  }
-  one = {name: runs[name] for name in ('strong_gpt2-lr=0.001',)}
+
+  def at_rate(rate, above, **fields):
+    return {f'strong_gpt2-lr={rate:g}': {s: run(TIMES, [y + above + s for y in BPB], peak_lr=rate, **fields) for s in (0, 1)}}
+
+  one = at_rate(1e-3, 0.1)
   assert ablation.tuning_notes([], one) == ['the learning rate of strong_gpt2 is a rule of thumb: --rates tunes it']
-  assert 'strong_gpt2 did best at 0.002, an end' in ablation.tuning_notes([], runs)[0]
-  assert ablation.tuning_notes([], runs | {'strong_gpt2-lr=0.004': {0: run(TIMES, [y + 0.2 for y in BPB], peak_lr=4e-3)}}) == []
+  two = one | at_rate(2e-3, 0.0)
+  assert 'strong_gpt2 did best at 0.002, an end' in ablation.tuning_notes([], two)[0]
+  assert ablation.tuning_notes([], two | at_rate(4e-3, 0.2)) == []
+  # What differs in more than the rate says nothing of the rate.
+  assert 'an end' in ablation.tuning_notes([], two | at_rate(4e-3, 0.2, name='another batch'))[0]
 
 
 def test_notes_warn_of_what_makes_a_table_worthless():

@@ -58,7 +58,7 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   assert {row['name'] for row in record['runs']} == {'baseline_gpt2', 'ultra', chosen}
   assert len({row['val_bytes'] for row in record['runs']}) == 1
   assert record['what'] == 'ablate'
-  assert 'final_bpb_best' in record['figures']
+  assert 'final_bpb_ultra' in record['figures']
   assert {goal['against'] for goal in record['goals']} == {'baseline_gpt2', chosen}
   parts = {row['claim']: row['found'] for row in record['parts']}
   assert parts['key/value cache saved by grouped queries'] == 0.5

@@ -50,6 +50,17 @@ def _number(text: str, kind: type) -> Any:
   return value
 
 
+def whole_numbers(text: str, key: str, wants: str) -> list[int]:
+  """The positive whole numbers of '512-2048', or a ValueError that says what `key` wants."""
+  try:
+    numbers = [_number(number, int) for number in text.split('-')]
+  except (ValueError, OverflowError):
+    numbers = []
+  if not numbers or min(numbers) < 1:
+    raise ValueError(f'variant {key!r} of the experiment: got {text!r}, wants {wants}')
+  return numbers
+
+
 def choose(value: str, table: dict[str, Any], key: str) -> Any:
   """`table[value]`, or a ValueError that lists what `key` may be."""
   if value not in table:

@@ -28,6 +28,11 @@ def _times(factor: Row | None) -> str:
   return shown if factor['low'] is None else f'{shown} ({factor["low"]:.2f} – {factor["high"]:.2f})'
 
 
+def _of_it(name: str) -> Callable[[Row | None], str]:
+  """One of the two that a factor is the product of; a product of factors has none."""
+  return lambda factor: f'{factor[name]:.2f}×' if factor and name in factor else '–'
+
+
 def _own(measured: Row | None) -> str:
   """How soon, and in which of the experiment's runs."""
   shown = _times(measured)
@@ -58,7 +63,11 @@ FACTORS: Columns = (
   ('saving', 'saving', str),
   ('claimed', 'claimed', '{:g}×'.format),
   ('alone', 'alone', _times),
+  ('alone', 'text/s', _of_it('rate_factor')),
+  ('alone', 'use of it', _of_it('bytes_factor')),
   ('in_stack', 'in the stack', _times),
+  ('in_stack', 'text/s', _of_it('rate_factor')),
+  ('in_stack', 'use of it', _of_it('bytes_factor')),
   ('says', '', str),
 )
 RUNS: Columns = (

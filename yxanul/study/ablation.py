@@ -76,20 +76,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def factor(runs: Runs, without: str, having: str) -> Row | None:
-  """How many times as fast `having` comes to equal quality as `without`; None where no seed has both."""
+  """How many times as fast `having` comes to equal quality as `without`; None where no seed has both.
+
+  Returns:
+    'factor' with 'low' and 'high', over 'n' seeds. It is the product of 'rate_factor', how many times as much text it reads a
+    second until then, and 'bytes_factor', how many times as far it comes with the same text. 'final_difference' in bpb.
+  """
   seeds = [seed for seed in runs.get(without, {}) if seed in runs.get(having, {})]
   if not seeds:
     return None
   compared = [pairs.compare(runs[without][seed], runs[having][seed]) for seed in seeds]
   speedup = pairs.geometric([pair['speedup'] for pair in compared])
-  rates = [[run.result['bytes'] / run.result['seconds_training'] for run in (runs[without][s], runs[having][s])] for s in seeds]
+  text = pairs.geometric([pair['bytes_ratio'] for pair in compared]).mean
   return {
     'factor': speedup.mean,
     'low': speedup.low,
     'high': speedup.high,
     'n': speedup.n,
-    'bytes_factor': pairs.geometric([pair['bytes_ratio'] for pair in compared]).mean,
-    'rate_factor': pairs.geometric([b / a for a, b in rates]).mean,
+    'bytes_factor': text,
+    'rate_factor': speedup.mean / text,
     'final_difference': statistics.fmean(pair['final_difference'] for pair in compared),
   }
 
@@ -252,9 +257,7 @@ def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
   found, untuned = [], []
   for name in STRONG:
     tried = {row['rate']: row['final_bpb'] for row in tuning if row['name'] == name and row['final_bpb'] is not None}
-    if not tried:
-      variants = [run for variant, seeds in runs.items() if variant.startswith(name) for run in seeds.values()]
-      tried = {run.config['optimizer']['peak_lr']: run.evaluations[-1]['val_bpb'] for run in variants}
+    tried = tried or _rates_of_variants(name, runs)
     best = min(tried, key=tried.get, default=None)
     if len(tried) == 1:
       untuned.append(name)
@@ -263,6 +266,25 @@ def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
   if untuned:
     found.insert(0, f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
   return found
+
+
+def _rates_of_variants(name: str, runs: Runs) -> dict[float, float]:
+  """Final bpb by peak rate, of the best variant of this baseline and those that differ from it in the rate alone."""
+
+  def final_bpb(seeds: Mapping[int, RunFiles]) -> float:
+    return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in seeds.values())
+
+  def config(seeds: Mapping[int, RunFiles]) -> Row:
+    return next(iter(seeds.values())).config
+
+  def but_for_the_rate(seeds: Mapping[int, RunFiles]) -> Row:
+    values = config(seeds)
+    return {**values, 'seed': None, 'optimizer': {**values['optimizer'], 'peak_lr': None}}
+
+  variants = [seeds for variant, seeds in runs.items() if variant.startswith(name) and seeds]
+  best = min(variants, key=final_bpb, default=None)
+  alike = [seeds for seeds in variants if but_for_the_rate(seeds) == but_for_the_rate(best)]
+  return {config(seeds)['optimizer']['peak_lr']: final_bpb(seeds) for seeds in alike}
 
 
 def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:
@@ -318,7 +340,7 @@ def _figures_of_record(factors: Sequence[Row], trend: Sequence[Row], rows: Seque
     note(f'speedup_vs_strong_baseline_{row["seconds"]:g}s', row['strong'])
   for row in rows:
     if row['name'] == stem:
-      found['final_bpb_best'] = {
+      found[f'final_bpb_{stem}'] = {
         'value': row['final_bpb'], 'unit': 'bits per byte', **_spread(*row['final_bpb_interval'])
       }  # fmt: skip
   return found
