@@ -78,7 +78,7 @@ def test_a_factor_is_text_a_second_times_what_is_made_of_it():
   found = ablation.factor(WHOLE | wasteful, 'baseline_gpt2', 'ultra')
   assert (found['factor'], found['rate_factor'], found['bytes_factor']) == pytest.approx((2.0, 4.0, 0.5))
   # Read on to its end at another speed, it is no other factor: what counts is up to equal quality.
-  faster_later = run([*(t / 2 for t in TIMES), 9], [*BPB, 1.9], tokens_per_second=400)
+  faster_later = run([*(t / 2 for t in TIMES), 9], [*BPB, 1.9], tokens_per_second=400, bytes=8 * 400 * 9)
   assert ablation.factor(WHOLE | {'ultra': {0: faster_later}}, 'baseline_gpt2', 'ultra')['rate_factor'] == pytest.approx(4.0)
 
 
