@@ -26,7 +26,7 @@ One seed each.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `step_tokens`, of all or of
 each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
-`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW.
+`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW; `table_decay`, the table's weight decay.
 """
 
 from ml_collections import ConfigDict
@@ -70,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     momentum=0.9,
     beta2=0.99,
     weight_decay=0.1,
+    table_decay=0.0,
   )
   config = ultra.get_config(','.join(f'{key}={variant[key]}' for key in ('gpu', 'source', 'budget_tokens')))
   config.name = 'best'
@@ -89,5 +90,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     group = rest.copy_and_resolve_references()
     group.pattern, group.lr_multiplier = rf'embedding\.{name}', variant[f'{name}_lr']
     head.append(group)
+  head[0].weight_decay = variant['table_decay']
   optimizer.groups = (blocks, *head, rest)
   return config

@@ -36,6 +36,7 @@ def stages(variant):
     ('strong_gpt2', 'strong_gpt2:lr=6e-4', ('optimizer.peak_lr',)),
     ('best:beta2=0.95', 'best', ('optimizer.beta2',)),
     ('best:weight_decay=0.3', 'best', ('optimizer.groups[0].weight_decay',)),
+    ('best:table_decay=0.3', 'best', ('optimizer.groups[1].weight_decay',)),
     ('strong_gpt2:beta2=0.99', 'strong_gpt2', ('optimizer.beta2',)),
     ('strong_ultra:beta2=0.99', 'strong_ultra', ('optimizer.beta2',)),
     ('best_no_superbpe', 'best', ('data.tokenizer', 'model.vocab_size')),
