@@ -217,14 +217,14 @@ def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
   (note,) = ablation.tuning_notes([], WHOLE)
   assert note == 'the learning rate of strong_gpt2 and strong_ultra is a rule of thumb: --rates tunes it'
   tuned = {'ultra': WHOLE['ultra'], 'strong_gpt2-lr=0.002': {0: run(TIMES, BPB, peak_lr=2e-3)}}
-  rows = [
-    {'name': 'strong_gpt2', 'rate': rate, 'final_bpb': bpb}
-    for rate, bpb in ((5e-4, 2.2), (1e-3, 2.1), (2e-3, 2.0), (4e-3, None))
-  ]
+  rows = ablation.rate_rows('strong_gpt2', {5e-4: 2.2, 1e-3: 2.1, 2e-3: 2.0})
   (note,) = ablation.tuning_notes(rows, tuned)
   assert note == 'strong_gpt2 did best at 0.002, an end of the rates that were tried: another may be better'
-  rows[-1]['final_bpb'] = 2.1
-  assert ablation.tuning_notes(rows, tuned) == []
+  # A rate that led nowhere was tried.
+  for bpb in (2.1, None):
+    assert ablation.tuning_notes(ablation.rate_rows('strong_gpt2', {1e-3: 2.1, 2e-3: 2.0, 4e-3: bpb}), tuned) == []
+  nothing_yet = ablation.rate_rows('strong_gpt2', dict.fromkeys((1e-3, 2e-3)))
+  assert 'is a rule of thumb' in ablation.tuning_notes(nothing_yet, tuned)[0]
 
 
 def test_rates_that_were_tried_as_variants_are_rates_that_were_tried():

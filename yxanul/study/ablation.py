@@ -144,11 +144,11 @@ def _says(claimed: float, measured: Row) -> str:
 
 def best_strong(runs: Runs) -> str | None:
   """The strong baseline with the lower final figure."""
+  return min(_strong(runs), key=lambda name: _final_bpb(runs[name]), default=None)
 
-  def final_bpb(name: str) -> float:
-    return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in runs[name].values())
 
-  return min(_strong(runs), key=final_bpb, default=None)
+def _final_bpb(seeds: Mapping[int, RunFiles]) -> float:
+  return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in seeds.values())
 
 
 def _strong(runs: Runs) -> list[str]:
@@ -252,17 +252,34 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
   return found
 
 
+def rate_rows(name: str, final_bpb: Mapping[float, float | None]) -> list[Row]:
+  """A row for each peak rate that was tried: 'name', 'rate', 'final_bpb' (None: it has none), 'chosen', 'at_the_end' of the rates."""
+  finished = [rate for rate, bpb in final_bpb.items() if bpb is not None]
+  best = min(finished, key=final_bpb.get, default=None)
+  return [
+    {
+      'name': name,
+      'rate': rate,
+      'final_bpb': bpb,
+      'chosen': rate == best,
+      'at_the_end': rate == best and rate in (min(final_bpb), max(final_bpb)),
+    }
+    for rate, bpb in final_bpb.items()
+  ]
+
+
 def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
-  """Whether the rates of the strong baselines may be believed: of `study.tuning.rows`, or else those of their variants."""
+  """Whether the rates of the strong baselines may be believed: `rate_rows` of the tuning, or else those of their variants."""
   found, untuned = [], []
   for name in STRONG:
-    tried = {row['rate']: row['final_bpb'] for row in tuning if row['name'] == name and row['final_bpb'] is not None}
-    tried = tried or _rates_of_variants(name, runs)
-    best = min(tried, key=tried.get, default=None)
-    if len(tried) == 1:
+    rows = [row for row in tuning if row['name'] == name]
+    if not any(row['chosen'] for row in rows):
+      rows = rate_rows(name, _rates_of_variants(name, runs))
+    if len(rows) == 1:
       untuned.append(name)
-    elif tried and best in (min(tried), max(tried)):
-      found.append(f'{name} did best at {best:g}, an end of the rates that were tried: another may be better')
+    else:
+      ends = [row['rate'] for row in rows if row['at_the_end']]
+      found += [f'{name} did best at {rate:g}, an end of the rates that were tried: another may be better' for rate in ends]
   if untuned:
     found.insert(0, f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
   return found
@@ -270,21 +287,16 @@ def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
 
 def _rates_of_variants(name: str, runs: Runs) -> dict[float, float]:
   """Final bpb by peak rate, of the best variant of this baseline and those that differ from it in the rate alone."""
+  variants = {variant: seeds for variant, seeds in runs.items() if variant.startswith(name) and seeds}
+  configs = {variant: next(iter(seeds.values())).config for variant, seeds in variants.items()}
 
-  def final_bpb(seeds: Mapping[int, RunFiles]) -> float:
-    return statistics.fmean(run.evaluations[-1]['val_bpb'] for run in seeds.values())
+  def but_for_the_rate(variant: str) -> Row:
+    config = configs[variant]
+    return {**config, 'seed': None, 'optimizer': {**config['optimizer'], 'peak_lr': None}}
 
-  def config(seeds: Mapping[int, RunFiles]) -> Row:
-    return next(iter(seeds.values())).config
-
-  def but_for_the_rate(seeds: Mapping[int, RunFiles]) -> Row:
-    values = config(seeds)
-    return {**values, 'seed': None, 'optimizer': {**values['optimizer'], 'peak_lr': None}}
-
-  variants = [seeds for variant, seeds in runs.items() if variant.startswith(name) and seeds]
-  best = min(variants, key=final_bpb, default=None)
-  alike = [seeds for seeds in variants if but_for_the_rate(seeds) == but_for_the_rate(best)]
-  return {config(seeds)['optimizer']['peak_lr']: final_bpb(seeds) for seeds in alike}
+  best = min(variants, key=lambda variant: _final_bpb(variants[variant]), default=None)
+  alike = [variant for variant in variants if but_for_the_rate(variant) == but_for_the_rate(best)]
+  return {configs[variant]['optimizer']['peak_lr']: _final_bpb(variants[variant]) for variant in alike}
 
 
 def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from yxanul.study.ablation import STRONG
+from yxanul.study.ablation import STRONG, rate_rows
 from yxanul.study.apart import Apart
 from yxanul.study.members import Member, finished
 from yxanul.study.training import Tell, train
@@ -27,24 +27,12 @@ def trials(
 
 
 def rows(members: Sequence[Member], rates: Sequence[float], seconds: float, workdir: Path) -> list[Row]:
-  """What the trials came to, as far as they are finished: 'name', 'rate', 'final_bpb', 'chosen', 'at_the_end' of the rates."""
+  """What the trials came to, as far as they are finished: `ablation.rate_rows` of every strong baseline."""
   runs, found = finished(workdir, seconds), []
   for member in members:
-    if member.name not in STRONG:
-      continue
-    own = [(rate, runs.get(at_rate(member, rate).folder, {}).get(0)) for rate in rates]
-    bpb = {rate: run.evaluations[-1]['val_bpb'] for rate, run in own if run}
-    best = min(bpb, key=bpb.get, default=None)
-    found += [
-      {
-        'name': member.name,
-        'rate': rate,
-        'final_bpb': bpb.get(rate),
-        'chosen': rate == best,
-        'at_the_end': rate == best and rate in (min(rates), max(rates)),
-      }
-      for rate in rates
-    ]
+    if member.name in STRONG:
+      own = {rate: runs.get(at_rate(member, rate).folder, {}).get(0) for rate in rates}
+      found += rate_rows(member.name, {rate: run.evaluations[-1]['val_bpb'] if run else None for rate, run in own.items()})
   return found
 
 
