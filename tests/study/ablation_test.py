@@ -230,14 +230,19 @@ def test_rates_by_rule_of_thumb_and_rates_at_an_end_are_told():
 def test_rates_that_were_tried_as_variants_are_rates_that_were_tried():
   """So that a baseline at one rate of somebody's choice does not pass for a tuned one."""
 
-  def at_rate(rate, above, **fields):
-    return {f'strong_gpt2-lr={rate:g}': {s: run(TIMES, [y + above + s for y in BPB], peak_lr=rate, **fields) for s in (0, 1)}}
+  def at_rate(rate, above, seeds=(0, 1), **fields):
+    return {
+      f'strong_gpt2-lr={rate:g}': {
+        s: run(TIMES, [y + above + s for y in BPB], 100.0, seed=s, peak_lr=rate, **fields) for s in seeds
+      }
+    }
 
   one = at_rate(1e-3, 0.1)
   assert ablation.tuning_notes([], one) == ['the learning rate of strong_gpt2 is a rule of thumb: --rates tunes it']
   two = one | at_rate(2e-3, 0.0)
   assert 'strong_gpt2 did best at 0.002, an end' in ablation.tuning_notes([], two)[0]
   assert ablation.tuning_notes([], two | at_rate(4e-3, 0.2)) == []
+  assert ablation.tuning_notes([], two | at_rate(4e-3, 0.2, seeds=(1,))) == []
   # What differs in more than the rate says nothing of the rate.
   assert 'an end' in ablation.tuning_notes([], two | at_rate(4e-3, 0.2, name='another batch'))[0]
 

@@ -253,7 +253,7 @@ def notes(rows: Sequence[Row], runs: Runs, seconds: float) -> list[str]:
 
 
 def rate_rows(name: str, final_bpb: Mapping[float, float | None]) -> list[Row]:
-  """A row for each peak rate that was tried: 'name', 'rate', 'final_bpb' (None: it has none), 'chosen', 'at_the_end' of the rates."""
+  """A row a peak rate that was tried: 'name', 'rate', 'final_bpb' (None: it has none), 'chosen', 'at_the_end' of the rates."""
   finished = [rate for rate, bpb in final_bpb.items() if bpb is not None]
   best = min(finished, key=final_bpb.get, default=None)
   return [
