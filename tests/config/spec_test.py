@@ -44,6 +44,7 @@ WRONG = [
   ('optimizer.muon.momentum', 1.0, r'config\.optimizer\.muon\.momentum: got 1\.0, wants at least 0 and less than 1'),
   ('optimizer.muon.polynomial', 'quntic', r"config\.optimizer\.muon\.polynomial: got 'quntic', .*did you mean 'quintic'"),
   ('optimizer.muon.newton_schulz_steps', 0, r'config\.optimizer\.muon\.newton_schulz_steps: got 0, wants at least 1'),
+  ('optimizer.inheritance', 1.0, r'config\.optimizer\.inheritance: got 1\.0, wants at least 0 and less than 1'),
   ('optimizer.z_loss', -1.0, r'config\.optimizer\.z_loss: got -1\.0, wants at least 0'),
   ('model.table_std', -1.0, r'config\.model\.table_std: got -1\.0, wants a positive number, or 0'),
   ('model.input_scale', 0.0, r'config\.model\.input_scale: got 0\.0, wants a positive number'),
@@ -96,6 +97,22 @@ def test_fp8_needs_widths_of_sixteen():
     from_config(config)
   config.precision.matmul = 'bf16'
   assert from_config(config).model.d_hidden == 2040
+
+
+@pytest.mark.parametrize(
+  ('section', 'field', 'value', 'wants'),
+  [
+    ('model', 'embedding_rank', 127, r'0 where rows of the token table have no halves \(127\)'),
+    ('training', 'shard_optimizer', True, r'0 where training\.shard_optimizer divides the table'),
+  ],
+)
+def test_a_table_that_inherits_is_whole_and_has_halves(section, field, value, wants):
+  config = registry.load(str(registry.experiments_folder() / 'ultra.py'))
+  config[section][field] = value
+  from_config(config)
+  config.optimizer.inheritance = 0.7
+  with pytest.raises(ValueError, match=rf'config\.optimizer\.inheritance: got 0\.7, wants {wants}'):
+    from_config(config)
 
 
 @pytest.mark.parametrize(

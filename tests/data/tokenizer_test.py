@@ -78,6 +78,29 @@ def test_entries_are_the_bytes_of_each_token(trained, text):
   assert [len(entry) for entry in trained.entries] == trained.token_bytes.tolist()
 
 
+def test_parts_are_the_merge_that_makes_an_entry(trained):
+  assert trained.parts.shape == (1202, 2)
+  merged = trained.parts[:, 0] >= 0
+  assert np.flatnonzero(~merged).tolist() == [*range(256), 1200, 1201]
+  assert (trained.parts[~merged] == -1).all()
+  entries = trained.entries
+  for entry, (left, right) in enumerate(trained.parts.tolist()):
+    if merged[entry]:
+      assert entries[entry] == entries[left] + entries[right]
+      assert max(left, right) < entry
+  superword = next(i for i, entry in enumerate(entries) if entry == b' of the')
+  assert [entries[part] for part in trained.parts[superword]] == [b' of', b' the']
+
+
+def test_parts_of_an_entry_that_two_merges_make():
+  """The first of them is the one that is applied."""
+  entries = [*tokenizer._character_of_byte().values(), 'ab', 'bc', 'abc']
+  ids = {entry: i for i, entry in enumerate(entries)}
+  merges = [('a', 'b'), ('b', 'c'), ('ab', 'c'), ('a', 'bc')]
+  twice = tokenizer.build(ids, merges, tokenizer.superword_splits(), SPECIAL)
+  assert twice.parts[ids['abc']].tolist() == [ids['ab'], ids['c']]
+
+
 @given(st.text(max_size=40), st.integers(0, 160))
 @settings(max_examples=200, deadline=None)
 def test_texts_that_break_off_inside_a_character_are_encoded(trained, text, n):

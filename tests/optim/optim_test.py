@@ -24,6 +24,7 @@ SHAPES = MODEL.parameter_shapes()
 MATRICES = tuple(MODEL.packed_rows())
 OTHERS = tuple(name for name in SHAPES if name not in MATRICES)
 DECAY, LR = 0.1, 1e-2
+PARTS = torch.tensor([[-1, -1]] * 8 + [[i - 8, i - 3] for i in range(8, 20)])
 MUON_GROUPS = (GroupSpec(r'blocks\.(?!.*norm).*', 'muon', weight_decay=DECAY), GroupSpec('.*'))
 
 
@@ -49,6 +50,10 @@ TABLE = {
   'clip + adamw': (lambda: chain(clip_by_global_norm(), plain_adamw()), tuple(SHAPES)),
   'as configured': (lambda: build(SPEC, MODEL), tuple(SHAPES)),
   'muon and adamw, as configured': (lambda: build(dataclasses.replace(SPEC, groups=MUON_GROUPS), MODEL), tuple(SHAPES)),
+  'adamw of a table that inherits, as configured': (
+    lambda: build(dataclasses.replace(SPEC, inheritance=0.7), MODEL, PARTS),
+    tuple(SHAPES),
+  ),
   'all of muon, as configured': (
     lambda: build(dataclasses.replace(SPEC, groups=MUON_GROUPS, muon=MuonSpec(row_normalization=True)), MODEL),
     tuple(SHAPES),

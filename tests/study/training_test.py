@@ -99,6 +99,7 @@ def test_a_speed_is_shared_by_all_that_differ_in_nothing_that_takes_time(tmp_pat
     {'curriculum__stages[3]__batch_size': 48},
     {'optimizer__z_loss': 1e-4},
     {'optimizer__groups[0]__optimizer': 'muon'},
+    {'optimizer__inheritance': 0.7},
     {'training__execution': 'compile'},
     {'precision__matmul': 'bf16'},
   ],

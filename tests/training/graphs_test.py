@@ -84,9 +84,12 @@ def test_rows_in_pieces_are_the_same_step(engines, pieces):
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile on a CPU needs g++')
-def test_a_compiled_step_agrees_with_the_eager_one():
-  spec, stage, state, step, tokens = make()
-  optimizer = build(spec.optimizer, spec.model)
+@pytest.mark.parametrize('inheritance', [0.0, 0.7])
+def test_a_compiled_step_agrees_with_the_eager_one(inheritance):
+  spec, stage, state, _, tokens = make()
+  parts = torch.tensor([[-1, -1]] * 256 + [[i - 256, i // 2] for i in range(256, 512)])
+  optimizer = build(dataclasses.replace(spec.optimizer, inheritance=inheritance), spec.model, parts)
+  step = make_train_step(spec, stage, optimizer, FP32, TEXT)
   compiled = make_train_step(spec, stage, optimizer, FP32, TEXT, 1, compiled=True)
   rates = torch.tensor(1e-3), torch.tensor(1.0)
   a, m = step(clone(state), tokens, *rates)

@@ -16,6 +16,8 @@ from yxanul.data.prepare import prepare
 from yxanul.kernels import attention_choice
 from yxanul.kernels.attention_choice import Trials
 from yxanul.kernels.capabilities import Capabilities, choose_engines
+from yxanul.optim import inherit
+from yxanul.optim.transform import Hyper
 from yxanul.planning import memory
 from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
 from yxanul.training.distributed import Processes, is_out_of_memory
@@ -45,6 +47,25 @@ def first_step(trainer, index):
   stage = trainer.curriculum.stages[index]
   tokens = next(iter(trainer.batches(stage.start_tokens)))
   return trainer.step(stage, clone(trainer.state), tokens, 1e-3, 1.0)
+
+
+def test_entries_inherit_by_the_tokenizers_merges(prepared):
+  """What one token's gradient moves: its own row, its parts' halves, and those of what has it as a part; no other."""
+  spec = tiny.spec(optimizer__inheritance=0.7)
+  trainer, parts = build(prepared, spec), torch.from_numpy(prepared.tokenizer.parts)
+  drawn = build(prepared, tiny.spec()).state.params['embedding.table']
+  torch.testing.assert_close(trainer.state.params['embedding.table'], inherit.start(drawn, parts, 0.7))
+  entry = int(parts.max())  # the last one that is a part of another
+  gradients = {name: torch.zeros_like(p) for name, p in trainer.state.params.items()}
+  gradients['embedding.table'][entry] = 1.0
+  one = torch.tensor(1.0)
+  updates, _ = trainer.optimizer.update(gradients, trainer.state.opt_state, trainer.state.params, Hyper(one, one, one, one))
+  moved = updates['embedding.table'].ne(0).any(1)
+  own_parts, children = parts[entry], (parts == entry).any(1)
+  assert moved[entry]
+  assert moved[own_parts].all()
+  assert moved[children].all()
+  assert not moved[256:].all()
 
 
 @pytest.mark.parametrize('precision', [{}, {'precision__matmul': 'fp8', 'precision__fp8_engine': 'reference'}], ids=['32', '8'])

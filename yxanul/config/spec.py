@@ -205,6 +205,7 @@ class OptimizerSpec:
   beta1: float = 0.9
   beta2: float = 0.95
   eps: float = 1e-8
+  inheritance: float = 0.0  # how much of the parts' rows of the token table an entry has, see optim/inherit.py; 0: nothing
   groups: tuple[GroupSpec, ...] = (
     GroupSpec(pattern=r'blocks\.(qkv|attention_out|gate_up|up|down)\.weight', weight_decay=0.1),
     GroupSpec(pattern=r'.*', weight_decay=0.0),
@@ -222,6 +223,7 @@ class OptimizerSpec:
     for name in ('beta1', 'beta2'):
       require(0 <= getattr(self, name) < 1, f'optimizer.{name}', getattr(self, name), 'at least 0 and less than 1')
     require(self.eps > 0, 'optimizer.eps', self.eps, 'a positive number')
+    require(0 <= self.inheritance < 1, 'optimizer.inheritance', self.inheritance, 'at least 0 and less than 1')
     one_of(self.schedule, ('cosine', 'trapezoid', 'constant'), 'optimizer.schedule')
     one_of(self.batch_lr_scaling, ('sqrt', 'none'), 'optimizer.batch_lr_scaling')
     require(len(self.groups) >= 1, 'optimizer.groups', self.groups, 'at least one group')
@@ -364,6 +366,11 @@ class ExperimentSpec:
     )
     if self.precision.matmul == 'fp8':
       self._validate_fp8()
+    if self.optimizer.inheritance:
+      share, halves = self.optimizer.inheritance, model.head_width % 2 == 0
+      require(halves, 'optimizer.inheritance', share, f'0 where rows of the token table have no halves ({model.head_width})')
+      whole = not self.training.shard_optimizer
+      require(whole, 'optimizer.inheritance', share, '0 where training.shard_optimizer divides the table over processes')
 
   def _validate_fp8(self):
     for i, stage in enumerate(self.curriculum.stages):

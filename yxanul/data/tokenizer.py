@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -156,10 +157,19 @@ class Tokenizer:
     """SHA-256 of all that decides ids: entries, merges, splits, special tokens; not of how a library version writes them."""
     content = json.loads(self.inner.to_str())
     model = content['model']
-    merges = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
     added = [(token['id'], token['content'], token['special']) for token in content['added_tokens']]
-    parts = [sorted(model['vocab'].items()), merges, content['normalizer'], content['pre_tokenizer'], added, self.end_of_text]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+    all_of_it = [sorted(model['vocab'].items()), _merges(model), content['normalizer'], content['pre_tokenizer'], added]
+    text = json.dumps([*all_of_it, self.end_of_text], sort_keys=True, separators=(',', ':'))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  @functools.cached_property
+  def parts(self) -> np.ndarray:
+    """The left and the right one of the entries that each is merged from, (V, 2) int64; -1 for those that no merge makes."""
+    model = json.loads(self.inner.to_str())['model']
+    ids, parts = model['vocab'], np.full((self.vocab_size, 2), -1, np.int64)
+    for left, right in reversed(_merges(model)):  # the first of several merges to an entry is the one that counts
+      parts[ids[left + right]] = ids[left], ids[right]
+    return parts
 
   def save(self, folder: str | Path) -> None:
     """Writes tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` load as they are."""
@@ -177,6 +187,11 @@ class Tokenizer:
     }
     _write(folder / 'tokenizer_config.json', json.dumps(config, indent=2) + '\n')
     _write(folder / 'tokenizer.json', self.inner.to_str())
+
+
+def _merges(model: dict[str, Any]) -> list[list[str]]:
+  """The merges of a tokenizer.json, in order, as either version of the format writes them."""
+  return [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
 
 
 def _write(path: Path, text: str) -> None:

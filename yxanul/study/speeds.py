@@ -70,6 +70,8 @@ def deciding(spec: ExperimentSpec) -> dict[str, Any]:
     'z_loss': spec.optimizer.z_loss > 0,
     'training': {name: plain['training'][name] for name in _EXECUTION},
   }
+  if spec.optimizer.inheritance:  # named where it is, so that speeds measured before there was such a thing still count
+    decides['inheritance'] = True
   return json.loads(json.dumps(decides))
 
 

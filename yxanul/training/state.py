@@ -8,6 +8,7 @@ from torch import Tensor
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.model import transformer
+from yxanul.optim import inherit
 from yxanul.optim.transform import Transform, Tree
 from yxanul.training import spikes
 
@@ -30,13 +31,17 @@ def init_state(
   fp8_state: dict[str, Tensor],
   device: torch.device,
   own: Callable[[Tree], Tree] = lambda params: params,
+  parts_V2: Tensor | None = None,
 ) -> TrainState:
   """The state before the first step. Parameters are drawn on the CPU, so that every device starts from the same.
 
   Args:
     own: of the parameters what the optimizer is to have state of, see training.sharding.
+    parts_V2: of the tokenizer's entries, as `optim.inherit` has them; wanted where `optimizer.inheritance` is not 0.
   """
   params = transformer.init(spec.model, torch.Generator().manual_seed(spec.seed))
+  if spec.optimizer.inheritance:
+    params['embedding.table'] = inherit.start(params['embedding.table'], parts_V2, spec.optimizer.inheritance)
   params = {name: p.to(device) for name, p in params.items()}
   return TrainState(
     step=torch.zeros((), dtype=torch.int64, device=device),

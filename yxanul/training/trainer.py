@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from yxanul.config.spec import ExperimentSpec
 from yxanul.data.batches import Loader
 from yxanul.data.prepare import Prepared
 from yxanul.data.stream import ORDER, Stream
+from yxanul.data.tokenizer import Tokenizer
 from yxanul.kernels import attention, attention_choice, fp8
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.build import build
@@ -77,6 +80,12 @@ def _left_out(stage: Stage, engine: str, difference: float) -> str:
   return f'stage {stage.number}: attention {engine} is left out, as it is off by {difference:.2g} here; please report it'
 
 
+def _parts(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+  """What each row of the table is merged from, (V, 2) int64; the table may have rows that no entry has."""
+  parts_V2 = torch.from_numpy(tokenizer.parts)
+  return pad(parts_V2, (0, 0, 0, vocab_size - len(parts_V2)), value=-1)
+
+
 class Trainer:
   """`state` and what moves it. Nothing here reads a clock or writes a file.
 
@@ -100,10 +109,11 @@ class Trainer:
     self.engines, self.processes = engines, processes
     self.reduction = Reduction(processes.world, device) if processes.world > 1 else None
     self.text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
-    self.optimizer = build(spec.optimizer, spec.model)
+    parts_V2 = _parts(prepared.tokenizer, spec.model.vocab_size) if spec.optimizer.inheritance else None
+    self.optimizer = build(spec.optimizer, spec.model, parts_V2, device)
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self._sharding = sharding_for(spec, processes)
-    self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own)
+    self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own, parts_V2)
     self._shards = prepared.train
     self._stream: Stream | None = None
     self._memory_bytes = usable_bytes(spec, capabilities, processes)

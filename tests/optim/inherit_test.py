@@ -1,0 +1,112 @@
+"""Entries that learn with their parts: against matrices written out, and against a table that is trained as their product."""
+
+import pytest
+import torch
+
+from tests.optim.optim_test import hyper
+from yxanul.optim import inherit
+from yxanul.optim.adamw import adamw
+from yxanul.optim.inherit import inheriting
+from yxanul.optim.transform import apply_updates, chain, clip_by_global_norm
+
+SHARE, NAME = 0.7, 'embedding.table'
+N_BASE, N_MERGED, N_SPECIAL, WIDTH = 10, 60, 2, 8
+N = N_BASE + N_MERGED + N_SPECIAL
+
+
+@pytest.fixture(scope='module')
+def parts():
+  """Of entries as byte-pair encoding makes them, one of them the left part of many, and some many merges deep."""
+  generator = torch.Generator().manual_seed(0)
+  parts = torch.full((N, 2), -1)
+  for entry in range(N_BASE, N_BASE + N_MERGED):
+    parts[entry] = torch.randint(0, entry, (2,), generator=generator)
+  parts[30:50, 0] = 3
+  parts[50:60, 1] = torch.arange(49, 59)
+  return parts
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch):
+  monkeypatch.setattr(inherit, '_RUN', 4)  # so that the popular parts have several
+
+
+@pytest.fixture(scope='module')
+def matrices(parts):
+  """M of either half, row by row as the recursion says it."""
+  matrices = torch.eye(N, dtype=torch.float64).repeat(2, 1, 1)
+  for side in range(2):
+    for entry, part in enumerate(parts[:, side].tolist()):
+      if part >= 0:
+        matrices[side, entry] += SHARE * matrices[side, part]
+  return matrices
+
+
+def product(matrices, table):
+  return torch.cat([m @ half for m, half in zip(matrices, table.double().chunk(2, 1), strict=True)], 1)
+
+
+def draw(seed):
+  return torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_all_generations_are_the_recursion_and_its_transpose(parts, matrices):
+  table = draw(0)
+  generations = inherit._generations(parts, SHARE)
+  assert len(generations) == 4  # 1, 2, 4 and 8 merges back
+  assert any(len(g.runs) > len(g.descendants.unique()) / 2 for g in generations)
+  down = up = table
+  for generation in generations:
+    down, up = generation.down(down), generation.up(up)
+  torch.testing.assert_close(down.double(), product(matrices, table), rtol=1e-5, atol=1e-5)
+  torch.testing.assert_close(up.double(), product(matrices.mT, table), rtol=1e-5, atol=1e-5)
+
+
+def test_it_trains_what_entries_have_of_their_own(parts, matrices):
+  """Ten steps with T alone, and ten of AdamW on E with T = M E in the graph: the same table."""
+  rates = 0.9, 0.99, 1e-8, {NAME: 0.3}, {NAME: 1.0}
+  target, own = draw(1).double(), draw(2)
+  table = product(matrices, own)
+
+  def loss_of(table):
+    return ((table - target) ** 2).sum() + (table**4).sum() / 8
+
+  ours, theirs = inheriting(adamw(*rates), NAME, parts, SHARE), adamw(*rates)
+  params, own_params = {NAME: table.float()}, {NAME: own}
+  state, own_state = ours.init(params), theirs.init(own_params)
+  for _ in range(10):
+    leaf = params[NAME].double().requires_grad_()
+    gradient = {NAME: torch.autograd.grad(loss_of(leaf), leaf)[0].float()}
+    updates, state = ours.update(gradient, state, params, hyper(gradient))
+    params = apply_updates(params, updates)
+    leaf = own_params[NAME].double().requires_grad_()
+    gradient = {NAME: torch.autograd.grad(loss_of(product(matrices, leaf)), leaf)[0].float()}
+    updates, own_state = theirs.update(gradient, own_state, own_params, hyper(gradient))
+    own_params = apply_updates(own_params, updates)
+  expected = product(matrices, own_params[NAME])
+  assert (expected - table).norm() > 0.1 * table.norm()
+  torch.testing.assert_close(params[NAME].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_that_is_not_ok_leaves_the_table(parts):
+  optimizer = chain(clip_by_global_norm(), inheriting(adamw(0.9, 0.99, 1e-8, {NAME: 0.3}, {NAME: 1.0}), NAME, parts, SHARE))
+  params = {NAME: draw(0)}
+  gradient = {NAME: torch.full((N, WIDTH), torch.nan)}
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params, hyper(gradient, ok=0.0))
+  assert torch.equal(apply_updates({NAME: draw(0)}, updates)[NAME], draw(0))
+
+
+def test_sums_are_the_same_every_time(parts):
+  generation, table = inherit._generations(parts, SHARE)[0], draw(0)
+  assert all(torch.equal(generation.up(table), generation.up(table)) for _ in range(3))
+
+
+def test_entries_start_like_their_parts_and_as_large_as_drawn(parts):
+  drawn = torch.randn(N, 512, generator=torch.Generator().manual_seed(0))
+  table = inherit.start(drawn, parts, SHARE)
+  torch.testing.assert_close(table.norm(dim=1), drawn.norm(dim=1))
+  merged = parts[:, 0] >= 0
+  torch.testing.assert_close(table[~merged], drawn[~merged])
+  for side, half in enumerate(table.chunk(2, 1)):
+    likeness = torch.cosine_similarity(half[merged], half[parts[merged, side]], dim=1)
+    assert likeness.min() > 0.3  # of unrelated rows of 256 numbers: 0.06
