@@ -72,7 +72,10 @@ def save_png(draw: Draw, title: str, path: Path) -> None:
     draw(axes, colours)
     axes.set_title(title, loc='left', fontsize=11, fontweight='bold', pad=12)
     if axes.get_legend_handles_labels()[0]:
-      axes.legend(frameon=False, fontsize=9)
+      # Beside the lines, not across them; the picture grows by what the names take.
+      legend = axes.legend(frameon=False, fontsize=9, loc='upper left', bbox_to_anchor=(1.0, 1.0))
+      wide = legend.get_window_extent().width / axes.figure.dpi
+      axes.figure.set_size_inches(_SIZE_INCHES[0] + wide, _SIZE_INCHES[1])
 
   with mpl.rc_context(_style(LIGHT)):
     figure = _figure(titled, LIGHT)
