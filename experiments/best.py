@@ -1,10 +1,10 @@
 """The recipe that came out best on one H200 in short runs: ultra's model, Muon, another start for the head, rows that grow.
 
-Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=11.2e6
+Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=10.9e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   bits per byte after 30, 103 and 460 s of training (11.2M, 37.3M and 167.8M tokens, one seed): 1.539, 1.278, 1.148.
-          GPT-2 in FP32 comes to 1.657 in 450 s, `best` in 17: 26.3 times as soon. GPT-2 in BF16, hardly tuned, comes to
-          1.357 in 125 s, `best` in 65; to 1.178 in 470 s, `best` in 337 (records/2026-11-30_ablate)
+Result:   bits per byte after 30, 102 and 458 s of training (10.9M, 36.4M and 163.7M tokens, one seed): 1.462, 1.256, 1.142.
+          GPT-2 in FP32 comes to 1.657 in 450 s, `best` in 11: 40.4 times as soon. GPT-2 in BF16, hardly tuned, comes to
+          1.357 in 125 s, `best` in 52; to 1.178 in 470 s, `best` in 311 (records/2026-11-30_ablate)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
@@ -14,19 +14,21 @@ Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 
 - 32,768 tokens a step;
 - rows of 256, 512, 1024 and 2048 tokens, as many tokens of each;
 - a constant rate, then a linear decay to zero over the last 60 %.
-All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. Asked again
-since, for 100 s (records/2026-11-30_ablate):
+All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. What was asked
+since, for 30 and 100 s or longer (records/2026-11-30_ablate):
+- entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that
+  it had: 0.077 lower after 30 s, 0.022 after 100, 0.006 after 450. A share of 0.9 does the same, other rates are worse;
 - a second moment of AdamW that remembers 100 steps instead of 20: 0.040 lower; a guess at why in
   records/2026-11-30_second-moment;
-- 16,384 tokens a step at 1.7e-3: 0.073 higher with the shorter memory, 0.012 with one of 1,000 steps; blocks and norms at
-  half the rate: 0.014 higher;
-- GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`): 0.014 lower, 0.055 after 30 s. For a run this short, if the
-  model need not be ultra's, take that.
+- 16,384 tokens a step at 1.7e-3, before there was inheritance: 0.073 higher with the shorter memory, 0.012 with one of 1,000
+  steps; blocks and norms at half the rate: 0.014 higher;
+- GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`), neither with inheritance: 0.055 lower after 30 s, 0.014 after 100.
+  With it SuperBPE is ahead of that by 0.022 and 0.008.
 One seed each.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `step_tokens`, of all or of
 each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
-`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW; `table_decay`, the table's weight decay.
+`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW; `inheritance` and `table_decay`, of the table.
 """
 
 from ml_collections import ConfigDict

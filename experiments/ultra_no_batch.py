@@ -2,7 +2,7 @@
 
 Command:  python -m yxanul.main --config=experiments/ultra_no_batch.py:source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: not yet run to its end; records/ holds what was measured.
+Expected: gpu=h200: 1.820 bits per byte after 121 s on one H200 (records/2026-11-30_ablate); not yet run to its whole budget
 
 The reference batch stays the mission's, so the learning rate falls with the square root of the batch.
 Variants: `gpu`, `source`, `budget_tokens`, `batch`, as in ultra.

@@ -2,7 +2,8 @@
 
 Command:  python -m yxanul.main --config=experiments/ultra_no_fp8.py:source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: not yet run to its end; records/ holds what was measured.
+Expected: gpu=h200,batch=0.125: 1.908 bits per byte after 122 s on one H200 (records/2026-11-30_ablate). Not yet run to its
+          whole budget.
 
 Variants: `gpu`, `source`, `budget_tokens`, `batch`, as in ultra.
 """

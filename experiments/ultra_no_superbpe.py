@@ -2,7 +2,8 @@
 
 Command:  python -m yxanul.main --config=experiments/ultra_no_superbpe.py:source=PATH,gpu=h200,batch=0.125,budget_tokens=56.6e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: 1.768 bits per byte after 124 s on one H200 (records/2026-11-30_ablate); not yet run to its whole budget
+Expected: gpu=h200,batch=0.125: 1.768 bits per byte after 124 s on one H200 (records/2026-11-30_ablate). Not yet run to its
+          whole budget.
 
 Variants: `gpu`, `source`, `budget_tokens`, `batch`, as in ultra.
 """
