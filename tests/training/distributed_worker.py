@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
-from tests.training.step_test import FP8, FP32, TEXT, clone, make
+from tests.training.step_test import FP8, FP32, PARTS, TEXT, clone, make
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import choose_engines, detect
 from yxanul.optim.build import build
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     results = {}
     for engines, pieces in itertools.product((FP32, FP8), (1, 2)):
       spec, stage, state, _, tokens = make(engines)
-      optimizer = build(spec.optimizer, spec.model)
+      optimizer = build(dataclasses.replace(spec.optimizer, inheritance=0.7), spec.model, PARTS)
       own = tokens.chunk(processes.world)[processes.rank]
       if is_fp8(engines):
         fresh = {'scale': torch.ones_like(state.fp8_state['scale']), 'amax_history': state.fp8_state['amax_history'] * 0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.training.step_test import ENGINES, FP8, FP32, TEXT, clone, make
+from tests.training.step_test import ENGINES, FP8, FP32, PARTS, TEXT, clone, make
 from yxanul.kernels import fp8
 from yxanul.kernels.capabilities import choose_engines, detect
 from yxanul.optim.build import build
@@ -87,8 +87,7 @@ def test_rows_in_pieces_are_the_same_step(engines, pieces):
 @pytest.mark.parametrize('inheritance', [0.0, 0.7])
 def test_a_compiled_step_agrees_with_the_eager_one(inheritance):
   spec, stage, state, _, tokens = make()
-  parts = torch.tensor([[-1, -1]] * 256 + [[i - 256, i // 2] for i in range(256, 512)])
-  optimizer = build(dataclasses.replace(spec.optimizer, inheritance=inheritance), spec.model, parts)
+  optimizer = build(dataclasses.replace(spec.optimizer, inheritance=inheritance), spec.model, PARTS)
   step = make_train_step(spec, stage, optimizer, FP32, TEXT)
   compiled = make_train_step(spec, stage, optimizer, FP32, TEXT, 1, compiled=True)
   rates = torch.tensor(1e-3), torch.tensor(1.0)

@@ -24,6 +24,10 @@ TEXT = Text(511, torch.arange(512, dtype=torch.int32) % 7)
 ENGINES = pytest.mark.parametrize('engines', [FP32, FP8], ids=['fp32', 'fp8 reference'])
 
 
+# What the entries of a table are merged from, for one that inherits.
+PARTS = torch.tensor([[-1, -1]] * 256 + [[i - 256, i // 2] for i in range(256, 512)])
+
+
 def make(engines=FP32, stage_index=3):
   spec = tiny.spec(precision__matmul='fp8' if is_fp8(engines) else 'fp32')
   stage = spec.curriculum.stages[stage_index]

@@ -19,6 +19,7 @@ from yxanul.kernels.capabilities import Capabilities, choose_engines
 from yxanul.optim import inherit
 from yxanul.optim.transform import Hyper
 from yxanul.planning import memory
+from yxanul.training import trainer as trainer_lib
 from yxanul.training.curriculum import Curriculum, largest_batches, smaller_batch, token_shares
 from yxanul.training.distributed import Processes, is_out_of_memory
 from yxanul.training.state import flatten
@@ -49,8 +50,15 @@ def first_step(trainer, index):
   return trainer.step(stage, clone(trainer.state), tokens, 1e-3, 1.0)
 
 
+def lineage(parts, entry, side):
+  """The entry and the ancestors of one half of its row."""
+  while entry >= 0:
+    yield entry
+    entry = int(parts[entry, side])
+
+
 def test_entries_inherit_by_the_tokenizers_merges(prepared):
-  """What one token's gradient moves: its own row, its parts' halves, and those of what has it as a part; no other."""
+  """What one row's gradient moves: the rows that have, on a side, an ancestor in common with it; no other."""
   spec = tiny.spec(optimizer__inheritance=0.7)
   trainer, parts = build(prepared, spec), torch.from_numpy(prepared.tokenizer.parts)
   drawn = build(prepared, tiny.spec()).state.params['embedding.table']
@@ -60,12 +68,18 @@ def test_entries_inherit_by_the_tokenizers_merges(prepared):
   gradients['embedding.table'][entry] = 1.0
   one = torch.tensor(1.0)
   updates, _ = trainer.optimizer.update(gradients, trainer.state.opt_state, trainer.state.params, Hyper(one, one, one, one))
-  moved = updates['embedding.table'].ne(0).any(1)
-  own_parts, children = parts[entry], (parts == entry).any(1)
-  assert moved[entry]
-  assert moved[own_parts].all()
-  assert moved[children].all()
-  assert not moved[256:].all()
+  for side, half in enumerate(updates['embedding.table'].chunk(2, 1)):
+    own = set(lineage(parts, entry, side))
+    related = [i for i in range(len(parts)) if own & set(lineage(parts, i, side))]
+    assert 1 < len(related) < len(parts) / 2
+    assert half.ne(0).any(1).nonzero().flatten().tolist() == related
+
+
+def test_rows_that_no_entry_has_inherit_nothing(prepared):
+  parts = torch.from_numpy(prepared.tokenizer.parts)
+  padded = trainer_lib._parts(prepared.tokenizer, len(parts) + 2)
+  assert torch.equal(padded[:-2], parts)
+  assert padded[-2:].tolist() == [[-1, -1]] * 2
 
 
 @pytest.mark.parametrize('precision', [{}, {'precision__matmul': 'fp8', 'precision__fp8_engine': 'reference'}], ids=['32', '8'])

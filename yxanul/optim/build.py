@@ -32,6 +32,7 @@ def build(
   if names['adamw']:
     rest = only(adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier), names['adamw'])
     if spec.inheritance:
+      assert parts_V2 is not None
       rest = inheriting(rest, 'embedding.table', parts_V2, spec.inheritance, device)
     transforms.append(rest)
   if names['muon']:

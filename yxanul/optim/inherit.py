@@ -13,8 +13,9 @@ there the pieces are all n-grams, and summed. Halves, because an entry begins li
 an input the end counts, as a target the beginning.)
 
 T is linear in E, T = M E, so this needs no other model: T alone is kept, gradients go through M^T to the optimizer and its
-updates through M back. Half a row has one part, whose half has one part: a row of M is 1, s, s^2, ... at these ancestors, of
-which there are three on average in SuperBPE's 200,000 entries and nine at most. Products with M are therefore sums over bags.
+updates through M back. That is training E, but for one thing: gradients are clipped, before, by the norm that they have for T.
+Half a row has one part, whose half has one part: a row of M is 1 at itself and s, s^2, ... at these ancestors, of which there
+are three on average in SuperBPE's 200,000 entries and nine at most. Products with M are therefore sums over bags.
 
 Shapes: V entries, R columns, H half of them; U = 2V half rows, of entry v the 2v-th and the one behind it.
 """
@@ -27,7 +28,7 @@ from torch.nn.functional import embedding_bag
 
 from yxanul.optim.transform import Hyper, State, Transform, Tree
 
-_RUN = 256  # half rows that are summed one after another; an entry may be in tens of thousands
+_RUN = 256  # half rows that are summed one after another; one may be in more than a hundred thousand
 
 
 def inheriting(
@@ -40,7 +41,7 @@ def inheriting(
     share: of a part's row that its entries have, less than 1.
     device: of the table; None: the host.
 
-  Sums are taken in a fixed order. Weight decay is that of the rows as they are.
+  Sums are taken in a fixed order. Weight decay is of E, which is to decay T.
   """
   inherited, passed_on = _matrices(parts_V2, share, device)
   part_U = _part_of_half_rows(parts_V2)
@@ -60,7 +61,7 @@ def inheriting(
 
 
 def start(table_VR: Tensor, parts_V2: Tensor, share: float) -> Tensor:
-  """A table to start from, of which `table_VR` is what the entries have of their own; rows keep their size."""
+  """A table to start from: `table_VR` mixed as M mixes, each row then brought back to the size that it was drawn with."""
   rows_VR = _product(_matrices(parts_V2, share)[0], table_VR)
   return rows_VR * (table_VR.norm(dim=1, keepdim=True) / rows_VR.norm(dim=1, keepdim=True))
 
@@ -78,7 +79,7 @@ class _Matrix(NamedTuple):
 def _product(matrix: _Matrix, x_VR: Tensor) -> Tensor:
   sums = embedding_bag(matrix.columns, _half_rows(x_VR), matrix.runs, mode='sum', per_sample_weights=matrix.weights)
   if len(matrix.runs) > len(matrix.first_run_U):
-    # In two goes, as one over tens of thousands would keep the device waiting for a single thread.
+    # In two goes, as one over a hundred thousand would keep the device waiting for a single thread.
     sums = embedding_bag(matrix.run_numbers, sums, matrix.first_run_U, mode='sum')
   return sums.view_as(x_VR)
 

@@ -41,6 +41,7 @@ def init_state(
   """
   params = transformer.init(spec.model, torch.Generator().manual_seed(spec.seed))
   if spec.optimizer.inheritance:
+    assert parts_V2 is not None
     params['embedding.table'] = inherit.start(params['embedding.table'], parts_V2, spec.optimizer.inheritance)
   params = {name: p.to(device) for name, p in params.items()}
   return TrainState(
