@@ -415,13 +415,24 @@ def test_groups_that_do_not_fit_the_model_are_told_before_anything_is_prepared(t
   assert not (tmp_path / 'run').exists()
 
 
-def test_dry_run_shows_the_rule_and_writes_nothing(tmp_path):
-  arguments = ('--config=experiments/ultra.py:gpu=h100', '--dry_run', f'--workdir={tmp_path / "run"}')
+@pytest.mark.parametrize(
+  ('experiment', 'texts'),
+  [
+    # 5.09e-4 is 6e-4 x 0.6 x sqrt(2): stage 4 at twice the reference batch.
+    ('ultra.py:gpu=h100', '196,398,464|16,384|131,072|262,144|cosine to 10%|betas 0.9 and 0.95|5.09e-4'),
+    (
+      'best.py',
+      '196,398,464|32,768|betas 0.9 and 0.99|Muon: momentum 0.9 (Nesterov)|inherit 0.7 of their parts|trapezoid to 0%',
+    ),
+  ],
+)
+def test_dry_run_shows_the_rule_and_writes_nothing(experiment, texts, tmp_path):
+  arguments = (f'--config=experiments/{experiment}', '--dry_run', f'--workdir={tmp_path / "run"}')
   status, output, errors = tiny.finish(tiny.main(*arguments))
   assert status == 0, errors
-  # 5.09e-4 is 6e-4 x 0.6 x sqrt(2): stage 4 at twice the reference batch.
-  for text in ('196,398,464', '16,384', '131,072', '262,144', 'cosine to 10%', 'betas 0.9 and 0.95', '5.09e-4'):
+  for text in texts.split('|'):
     assert text in output, text
+  assert ('inherit' in output) == experiment.startswith('best')
   assert not (tmp_path / 'run').exists()
 
 

@@ -28,6 +28,7 @@ FIELDS = {
   'model.d_hidden': 48,
   'model.embedding_rank': 16,
   'model.init_std': 0.1,
+  'optimizer.inheritance': 0.0,  # tests that want it say so
   'curriculum.budget_tokens': 60_000,
   'training.threads': 1,
   'training.checkpoint_every_seconds': 0.5,

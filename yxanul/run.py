@@ -151,6 +151,7 @@ def dry_run(spec: ExperimentSpec) -> None:
     f'{curriculum.total_steps:,} steps over {curriculum.total_tokens:,} tokens (budget {spec.curriculum.budget_tokens:,})',
     f'AdamW: betas {optimizer.beta1:g} and {optimizer.beta2:g}, eps {optimizer.eps:g}',
     *([_muon_line(optimizer.muon)] if any(group.optimizer == 'muon' for group in optimizer.groups) else []),
+    *([f'token table: entries inherit {optimizer.inheritance:g} of their parts'] if optimizer.inheritance else []),
     f'rate: the lr of each stage (peak {optimizer.peak_lr:g} x lr scale x batch scaling "{optimizer.batch_lr_scaling}"), '
     f'{optimizer.schedule} to {optimizer.final_lr_share:.0%} after a warm-up over {optimizer.warmup_share:.0%} of the tokens',
   )
