@@ -80,7 +80,7 @@ def test_a_sharded_optimizer_takes_a_share_of_its_memory_and_half_as_much_traffi
   blocks, table, rest = 28 * (6_094_848 + 2 * 768), 200_005 * 128, 128 * 768 + 768
   assert blocks + table + rest == 196_398_464
   own = blocks * 4 // 28 + 25_001 * 128 + rest // 8  # four of the layers, where eight processes cannot have the same
-  assert memory.owned_parameters(ULTRA.model, 8) == own
+  assert memory.owned_parameters(ULTRA, 8) == own
   whole, share, alone = (memory.step_memory(*args) for args in ((ULTRA, stage, 1, 8), (sharded, stage, 1, 8), (sharded, stage)))
   assert share.optimizer_bytes == 8 * own
   assert whole.total_bytes - share.total_bytes == 8 * (196_398_464 - own)
@@ -96,6 +96,23 @@ def test_a_sharded_optimizer_takes_a_share_of_its_memory_and_half_as_much_traffi
   moved = 4 * 196_398_464 + 28 * own + copies
   assert eight['optimizer'] == pytest.approx(moved / (32 * 196_398_464) * before['optimizer'])
   assert one == speed.step_seconds(ULTRA, stage, 2, H200, fit)
+
+
+def test_a_table_that_inherits_is_not_divided():
+  inherits = dataclasses.replace(
+    ULTRA,
+    training=dataclasses.replace(ULTRA.training, shard_optimizer=True),
+    optimizer=dataclasses.replace(ULTRA.optimizer, inheritance=0.7),
+  )
+  stage, table = ULTRA.curriculum.stages[-1], 200_005 * 128
+  others = 28 * (6_094_848 + 2 * 768) // 2 + (128 * 768 + 768) // 2  # half of the layers, of the projection and the last norm
+  assert memory.owned_parameters(inherits, 2) == others + table
+  assert memory.step_memory(inherits, stage, 1, 2).optimizer_bytes == 8 * (others + table)
+  assert memory.gather_bytes(inherits, 2) == 4 * 3 * others
+  assert memory.optimizer_bytes(inherits) == memory.optimizer_bytes(ULTRA)
+  fit = speed.format_fit(speed.fitted(), 'fp8')
+  seconds, whole = (speed.step_seconds(spec, stage, 2, H200, fit, 2) for spec in (inherits, ULTRA))
+  assert seconds['exchange'] - whole['exchange'] == pytest.approx(4 * others / 450e9)
 
 
 def test_a_divided_state_counts_the_gathers_buffers_where_the_activations_left_less():

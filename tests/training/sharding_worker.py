@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
-from tests.training.step_test import FP8, FP32, TEXT, clone
+from tests.training.step_test import FP8, FP32, PARTS, TEXT, clone
 from yxanul.kernels import fp8
 from yxanul.optim.build import build
 from yxanul.training.checkpoint import Checkpoints
@@ -23,7 +23,7 @@ from yxanul.training.step import is_fp8, make_train_step
 
 # Three layers: 2 and 1 for two processes; 1, 1, 1 and none for four.
 FIELDS = {'model__n_layers': 3, 'training__shard_optimizer': True, 'optimizer__muon__row_normalization': True}
-CASES = {'adamw': FP32, 'muon': FP32, 'fp8': FP8}
+CASES = {'adamw': FP32, 'muon': FP32, 'fp8': FP8, 'inherits': FP32}
 
 
 def case(name: str):
@@ -34,14 +34,16 @@ def case(name: str):
     blocks, *others = spec.optimizer.groups
     groups = (dataclasses.replace(blocks, optimizer='muon'), *others)
     spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, groups=groups))
-  optimizer = build(spec.optimizer, spec.model)
+  if name == 'inherits':
+    spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, inheritance=0.7))
+  optimizer = build(spec.optimizer, spec.model, PARTS)
   return spec, spec.curriculum.stages[3], optimizer, engines
 
 
 def fresh(name: str, own=lambda params: params, seed: int = 0):
   spec, _, optimizer, engines = case(name)
   fp8_state = fp8.init(spec.model, spec.precision) if is_fp8(engines) else {}
-  state = init_state(spec, optimizer, fp8_state, torch.device('cpu'), own)
+  state = init_state(spec, optimizer, fp8_state, torch.device('cpu'), own, PARTS)
   for leaf in state.params.values():
     leaf.add_(seed)
   return state

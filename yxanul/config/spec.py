@@ -367,10 +367,8 @@ class ExperimentSpec:
     if self.precision.matmul == 'fp8':
       self._validate_fp8()
     if self.optimizer.inheritance:
-      share, halves = self.optimizer.inheritance, model.head_width % 2 == 0
-      require(halves, 'optimizer.inheritance', share, f'0 where rows of the token table have no halves ({model.head_width})')
-      whole = not self.training.shard_optimizer
-      require(whole, 'optimizer.inheritance', share, '0 where training.shard_optimizer divides the table over processes')
+      wants = f'0 where rows of the token table have no halves ({model.head_width})'
+      require(model.head_width % 2 == 0, 'optimizer.inheritance', self.optimizer.inheritance, wants)
 
   def _validate_fp8(self):
     for i, stage in enumerate(self.curriculum.stages):

@@ -130,21 +130,37 @@ def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:
   Divided over `devices` (`training.shard_optimizer`): of the one that has most, for rows are divided as even as they come.
   """
   groups = optimizer_groups(spec.optimizer, spec.model)
-  return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in _largest_slices(spec.model, devices).items())
+  slices = _divided_slices(spec, devices) | _undivided(spec, devices)
+  return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in slices.items())
 
 
-def _largest_slices(model: ModelSpec, devices: int) -> dict[str, int]:
-  return {name: math.ceil(shape[0] / devices) * math.prod(shape[1:]) for name, shape in model.parameter_shapes().items()}
+def _undivided(spec: ExperimentSpec, devices: int) -> dict[str, int]:
+  """Parameters that every device updates whole, see training.sharding: a table that inherits."""
+  if devices == 1 or not spec.optimizer.inheritance:
+    return {}
+  return {'embedding.table': spec.model.vocab_size * spec.model.head_width}
 
 
-def owned_parameters(model: ModelSpec, devices: int) -> int:
+def _divided_slices(spec: ExperimentSpec, devices: int) -> dict[str, int]:
+  """Of all others: how many of its numbers the one of `devices` has that has most."""
+  whole = _undivided(spec, devices)
+  shapes = {name: shape for name, shape in spec.model.parameter_shapes().items() if name not in whole}
+  return {name: math.ceil(shape[0] / devices) * math.prod(shape[1:]) for name, shape in shapes.items()}
+
+
+def sent_parameters(spec: ExperimentSpec, devices: int) -> int:
+  """Parameters whose updates the one of `devices` sends that has most, with the optimizer's state divided."""
+  return sum(_divided_slices(spec, devices).values())
+
+
+def owned_parameters(spec: ExperimentSpec, devices: int) -> int:
   """Parameters that the one of `devices` updates that has most, with the optimizer's state divided."""
-  return sum(_largest_slices(model, devices).values())
+  return sent_parameters(spec, devices) + sum(_undivided(spec, devices).values())
 
 
 def gather_bytes(spec: ExperimentSpec, devices: int) -> int:
   """Bytes of the buffers in which updated parameters are sent and received, with the optimizer's state divided."""
-  return 4 * (1 + devices) * owned_parameters(spec.model, devices) if devices > 1 else 0
+  return 4 * (1 + devices) * sent_parameters(spec, devices) if devices > 1 else 0
 
 
 def estimate(model: ModelSpec, precision: PrecisionSpec, tokens: int, seq_len: int, recompute: str = 'none') -> MemoryEstimate:

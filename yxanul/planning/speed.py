@@ -65,7 +65,7 @@ def step_seconds(spec: ExperimentSpec, stage: StageSpec, parts: int, gpu: Gpu, f
     seconds[part] = sum(ideal / share[term] for term, ideal in (('compute', compute), ('traffic', traffic)) if share[term])
   sent = 2 * spec.model.parameter_count() / devices  # to each of the others
   if spec.training.shard_optimizer:
-    sent += memory.owned_parameters(spec.model, devices)
+    sent += memory.sent_parameters(spec, devices)
   seconds['exchange'] = 4 * (devices - 1) * sent / gpu.link_bytes_per_second
   seconds['gaps'] = fit['gap_seconds'] * parts * spec.model.n_layers
   return seconds

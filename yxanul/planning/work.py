@@ -75,10 +75,11 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     linears[kind] = linears.get(kind, 0.0) + passes * 6.0 * block_tokens * weights[name]
 
   owners = devices if spec.training.shard_optimizer else 1  # each updates its share; of the one that has most
-  own = memory.owned_parameters(model, owners)
+  own = memory.owned_parameters(spec, owners)
   linears[base] += _orthogonalization_flops(spec, math.ceil(model.n_layers / owners))
   # Of a divided optimizer: its slices into one buffer, everyone's received, and the others' copied out.
-  gather = 8 * own + 4 * owners * own + 8 * (model.parameter_count() - own) if owners > 1 else 0
+  sent = memory.sent_parameters(spec, owners)
+  gather = 8 * sent + 4 * owners * sent + 8 * (model.parameter_count() - own) if owners > 1 else 0
   forward, backward = _cast_bytes(spec, fp8, a)
   plain_forward, plain_backward = _elementwise_bytes(spec, fp8, a, rotates=attention != ROTATING_ENGINE)
   fp8_weights = model.n_layers * sum(weights[name] for name in fp8)

@@ -4,7 +4,8 @@ Every process holds the parameters whole, and the optimizer's state of its own s
 dimension 0, as even as rows allow. Block parameters are stacked by layer, (L, O, I), so a slice has whole matrices, and Muon
 takes them as AdamW does. A step updates the process's slices, and all processes gather everyone's. AdamW's parameters and
 losses are those of an undivided state to the bit, where the rows go through the model in as many parts; Muon's as far as a
-product of matrices is the same in stacks of any height.
+product of matrices is the same in stacks of any height. A token table whose entries inherit is not divided: what one row learns
+moves rows of others, so every process updates it whole.
 
 The gradients stay summed on all processes, layer by layer beside the backward pass: judging and clipping them wants the norm
 of all, to the same bits as ever. So this saves memory and costs traffic, half as much again; to sum each gradient for its owner
@@ -36,10 +37,17 @@ class Sharding:
 
   rank: int = 0
   world: int = 1
+  undivided: frozenset[str] = frozenset()  # parameters that every process updates whole
 
   def own(self, tree: Tree) -> Tree:
     """This process's slices, as views; empty ones where there are fewer rows than processes."""
-    return tree if self.world == 1 else {name: self._slice(x) for name, x in tree.items()}
+    if self.world == 1:
+      return tree
+    return {name: x if name in self.undivided else self._slice(x) for name, x in tree.items()}
+
+  def divided(self, tree: Tree) -> list[Tensor]:
+    """The tensors of which this process's slice is not the whole."""
+    return [x for name, x in tree.items() if name not in self.undivided]
 
   def _slice(self, x: Tensor) -> Tensor:
     return x.tensor_split(self.world)[self.rank]
@@ -107,7 +115,8 @@ class Sharding:
     """The optimizer's leaves by path, and of those that are divided the shape of the whole."""
     for path, leaf in flatten(state.opt_state).items():
       # What belongs to a parameter has its name, and its rows.
-      param = state.params.get(path.rpartition('/')[2]) if self.world > 1 else None
+      name = path.rpartition('/')[2]
+      param = state.params.get(name) if self.world > 1 and name not in self.undivided else None
       yield path, leaf, None if param is None else torch.Size((len(param), *leaf.shape[1:]))
 
 
@@ -116,4 +125,5 @@ WHOLE = Sharding()
 
 def sharding_for(spec: ExperimentSpec, processes: Processes) -> Sharding:
   """As `training.shard_optimizer` asks; a process that is alone has everything."""
-  return Sharding(processes.rank, processes.world) if spec.training.shard_optimizer else WHOLE
+  undivided = frozenset(['embedding.table']) if spec.optimizer.inheritance else frozenset()
+  return Sharding(processes.rank, processes.world, undivided) if spec.training.shard_optimizer else WHOLE

@@ -201,7 +201,7 @@ def make_train_step(
       updates, opt_state = update(sharding.own(gradients), state.opt_state, own_params, hyper)
       apply_updates(own_params, updates)
       del gradients, updates  # what is gathered takes their room
-      sharding.gather(state.params.values(), sends=reduction is not None)
+      sharding.gather(sharding.divided(state.params), sends=reduction is not None)
       metrics = StepMetrics(
         loss=loss.double(),
         nats=nats,
