@@ -206,7 +206,7 @@ def test_another_configuration_is_refused_with_the_fields_named(whole, tmp_path)
   assert status == 2
   assert errors.strip().count('\n') == 0
   assert f'--workdir={whole}: holds a run of another configuration' in errors
-  assert 'config.seed: 0 -> 3; config.model.n_layers: 2 -> 3' in errors
+  assert 'config.seed: 0 -> 3; config.model.n_layers: 2 -> 3; wants the same one, or another --workdir' in errors
   assert {p: p.read_bytes() for p in whole.rglob('*') if p.is_file() and p.name != 'lock'} == before
 
 

@@ -33,7 +33,7 @@ def test_quickstart_learns_english_and_says_that_it_is_a_toy(tmp_path):
   model = load(workdir)
   assert b' can be' in model.tokenizer.entries
   (more,) = complete(model, ['The object can b'], Sampling(tokens=3, temperature=0.0), streams(0, 1))
-  assert re.match(r'e\b', more)  # and not 'bound', as the prompt's tokens go on
+  assert re.match(r'e\b', more)  # and not 'bec', as the prompt's tokens go on
 
 
 def test_the_measures_of_a_sample_measure():

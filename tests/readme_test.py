@@ -36,7 +36,7 @@ TOY_ULTRA += ['--config.data.validation_fraction=0.1']
 HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.main --config=experiments/quickstart\.py', 'run', TOY),
   (r'python -m yxanul\.main .*(--list|--dry_run)', 'run', []),
-  (r'python -m yxanul\.main --config=experiments/ultra\.py', 'parsed', []),  # a GPU, or months
+  (r'python -m yxanul\.main --config=experiments/(ultra|best)\.py', 'parsed', []),  # a GPU, or months
   (r'python -m yxanul\.tools\.(plan|report) ', 'run', []),
   (r'python -m yxanul\.tools\.doctor$', 'run', []),
   (r'python -m yxanul\.tools\.doctor --config=experiments/quickstart\.py', 'run', [*TOY, '--steps=2']),
@@ -218,7 +218,8 @@ def test_the_files_and_extras_that_readme_names_exist():
     ('ablate', 'factor_superbpe_in_stack', '; SuperBPE {:.2f}; an eighth'),
     ('ablate', 'factor_batch_in_stack', 'of the largest batches {:.2f}; one seed'),
     ('ablate', 'inheritance_factor_30s', 'is worth {:.2f} times after 30 s'),
-    ('ablate', 'inheritance_bpb_450s', 'and {:.3f} bits per byte after 450'),
+    ('ablate', 'inheritance_factor_100s', 'after 30 s, {:.2f} after 100'),
+    ('ablate', 'inheritance_factor_450s', 'and {:.2f} after 450, which one seed'),
     ('kernel-vocab-loss', 'ms', '{:.0f} ms and 0.37 GB'),
     ('kernel-vocab-loss', 'peer_cce_ms', 'cut-cross-entropy {:.0f} ms'),
     ('kernel-vocab-loss', 'peer_cce_exact_ms', 'or {:.0f} with all gradients'),

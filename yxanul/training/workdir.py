@@ -29,7 +29,8 @@ def check_workdir(spec: ExperimentSpec, workdir: Path) -> None:
       raise ValueError(f"--workdir={workdir}: config.json there is not a run's")
     differing = deciding_differences(before, to_dict(spec))
     if differing and _binds(workdir):
-      raise ValueError(f'--workdir={workdir}: holds a run of another configuration; {listed(differing)}')
+      found = f'holds a run of another configuration (there -> now): {listed(differing)}'
+      raise ValueError(f'--workdir={workdir}: {found}; wants the same one, or another --workdir')
   elif workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir}: is not a folder')
   existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
