@@ -25,7 +25,7 @@ since, for 30 and 100 s or longer (records/2026-11-30_ablate):
   steps; blocks and norms at half the rate: 0.014 higher;
 - GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`), neither with inheritance: 0.055 lower after 30 s, 0.014 after 100.
   With it SuperBPE ends 0.022 and 0.008 lower than GPT-2's tokens without.
-One seed each.
+One seed each, and the products of inheritance in an earlier form, equal up to rounding.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `step_tokens`, of all or of
 each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;

@@ -370,6 +370,11 @@ class ExperimentSpec:
       wants = f'0 where rows of the token table have no halves ({model.head_width})'
       require(model.head_width % 2 == 0, 'optimizer.inheritance', self.optimizer.inheritance, wants)
 
+  @property
+  def undivided(self) -> frozenset[str]:
+    """Parameters that every process updates whole, also under `training.shard_optimizer`: what moves one row moves others."""
+    return frozenset(['embedding.table'] if self.optimizer.inheritance else [])
+
   def _validate_fp8(self):
     for i, stage in enumerate(self.curriculum.stages):
       require(

@@ -43,8 +43,9 @@ def inheriting(
 
   Sums are taken in a fixed order. Weight decay is of E, which is to decay T.
   """
-  inherited, passed_on = _matrices(parts_V2, share, device)
   part_U = _part_of_half_rows(parts_V2)
+  heirs, ancestors, weights = _entries(part_U, share)
+  inherited, passed_on = _matrix(heirs, ancestors, weights, device), _matrix(ancestors, heirs, weights, device)
   share_U1 = (share * (part_U >= 0)).float().unsqueeze(1).to(device)
   part_U = part_U.clamp(min=0).to(device)
 
@@ -62,7 +63,7 @@ def inheriting(
 
 def start(table_VR: Tensor, parts_V2: Tensor, share: float) -> Tensor:
   """A table to start from: `table_VR` mixed as M mixes, each row then brought back to the size that it was drawn with."""
-  rows_VR = _product(_matrices(parts_V2, share)[0], table_VR)
+  rows_VR = _product(_matrix(*_entries(_part_of_half_rows(parts_V2), share)), table_VR)
   return rows_VR * (table_VR.norm(dim=1, keepdim=True) / rows_VR.norm(dim=1, keepdim=True))
 
 
@@ -93,22 +94,19 @@ def _part_of_half_rows(parts_V2: Tensor) -> Tensor:
   return torch.where(parts_V2 < 0, -1, 2 * parts_V2 + torch.arange(2)).flatten()
 
 
-def _matrices(parts_V2: Tensor, share: float, device: torch.device | None = None) -> tuple[_Matrix, _Matrix]:
-  """M and its transpose."""
-  part_U = _part_of_half_rows(parts_V2)
-  heirs, ancestors, weight, weights = torch.arange(len(part_U)), torch.arange(len(part_U)), 1.0, []
-  every_heir, every_ancestor = [], []
+def _entries(part_U: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+  """What is not zero in M: rows, columns (a half row itself, or an ancestor) and values (the share that it has of that)."""
+  heirs, ancestors, value = torch.arange(len(part_U)), torch.arange(len(part_U)), 1.0
+  generations = []
   while len(heirs):  # a generation further back
-    every_heir.append(heirs)
-    every_ancestor.append(ancestors)
-    weights.append(torch.full((len(heirs),), weight))
+    generations.append((heirs, ancestors, torch.full((len(heirs),), value)))
     before = part_U[ancestors]
-    heirs, ancestors, weight = heirs[before >= 0], before[before >= 0], weight * share
-  rows, columns, entries = torch.cat(every_heir), torch.cat(every_ancestor), torch.cat(weights)
-  return _matrix(rows, columns, entries, device), _matrix(columns, rows, entries, device)
+    heirs, ancestors, value = heirs[before >= 0], before[before >= 0], value * share
+  rows, columns, values = map(torch.cat, zip(*generations, strict=True))
+  return rows, columns, values
 
 
-def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device | None) -> _Matrix:
+def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device | None = None) -> _Matrix:
   order = rows.argsort(stable=True)
   counts_U = torch.bincount(rows)
   runs_U = -(-counts_U // _RUN)

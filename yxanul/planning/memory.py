@@ -130,32 +130,24 @@ def optimizer_bytes(spec: ExperimentSpec, devices: int = 1) -> int:
   Divided over `devices` (`training.shard_optimizer`): of the one that has most, for rows are divided as even as they come.
   """
   groups = optimizer_groups(spec.optimizer, spec.model)
-  slices = _divided_slices(spec, devices) | _undivided(spec, devices)
-  return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in slices.items())
+  return sum((4 if groups[name].optimizer == 'muon' else 8) * n for name, n in _largest_slices(spec, devices).items())
 
 
-def _undivided(spec: ExperimentSpec, devices: int) -> dict[str, int]:
-  """Parameters that every device updates whole, see training.sharding: a table that inherits."""
-  if devices == 1 or not spec.optimizer.inheritance:
-    return {}
-  return {'embedding.table': spec.model.vocab_size * spec.model.head_width}
-
-
-def _divided_slices(spec: ExperimentSpec, devices: int) -> dict[str, int]:
-  """Of all others: how many of its numbers the one of `devices` has that has most."""
-  whole = _undivided(spec, devices)
-  shapes = {name: shape for name, shape in spec.model.parameter_shapes().items() if name not in whole}
-  return {name: math.ceil(shape[0] / devices) * math.prod(shape[1:]) for name, shape in shapes.items()}
-
-
-def sent_parameters(spec: ExperimentSpec, devices: int) -> int:
-  """Parameters whose updates the one of `devices` sends that has most, with the optimizer's state divided."""
-  return sum(_divided_slices(spec, devices).values())
+def _largest_slices(spec: ExperimentSpec, devices: int) -> dict[str, int]:
+  return {
+    name: math.ceil(shape[0] / (1 if name in spec.undivided else devices)) * math.prod(shape[1:])
+    for name, shape in spec.model.parameter_shapes().items()
+  }
 
 
 def owned_parameters(spec: ExperimentSpec, devices: int) -> int:
   """Parameters that the one of `devices` updates that has most, with the optimizer's state divided."""
-  return sent_parameters(spec, devices) + sum(_undivided(spec, devices).values())
+  return sum(_largest_slices(spec, devices).values())
+
+
+def sent_parameters(spec: ExperimentSpec, devices: int) -> int:
+  """Those of them that it has to send to the others."""
+  return sum(n for name, n in _largest_slices(spec, devices).items() if name not in spec.undivided)
 
 
 def gather_bytes(spec: ExperimentSpec, devices: int) -> int:

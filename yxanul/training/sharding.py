@@ -125,5 +125,4 @@ WHOLE = Sharding()
 
 def sharding_for(spec: ExperimentSpec, processes: Processes) -> Sharding:
   """As `training.shard_optimizer` asks; a process that is alone has everything."""
-  undivided = frozenset(['embedding.table']) if spec.optimizer.inheritance else frozenset()
-  return Sharding(processes.rank, processes.world, undivided) if spec.training.shard_optimizer else WHOLE
+  return Sharding(processes.rank, processes.world, spec.undivided) if spec.training.shard_optimizer else WHOLE
