@@ -38,10 +38,10 @@ from experiments import ultra
 from yxanul.config.variants import parse_variant, whole_numbers
 
 
-def stages(lengths_text: str, tokens_text: str) -> tuple[ConfigDict, ...]:
+def stages(lengths_text: str, tokens_text: str, blocks: list[int]) -> tuple[ConfigDict, ...]:
   """Stages of these lengths ('512-2048') with equal shares of the tokens, and steps of so many tokens, one number or one each.
 
-  Where steps grow, the rate does not.
+  `blocks` run in the last stages, its first number in all stages before them too. Where steps grow, the rate does not.
   """
   lengths = whole_numbers(lengths_text, 'lengths', 'lengths of rows, such as 512-2048')
   wants = f'tokens of a step, such as 32768, or one for each of {len(lengths)} stages, in whole rows'
@@ -52,9 +52,16 @@ def stages(lengths_text: str, tokens_text: str) -> tuple[ConfigDict, ...]:
     raise ValueError(f"variant 'step_tokens' of the experiment: got {tokens_text!r}, wants {wants}")
   # Where a stage starts is told in steps of the reference batches: of equal tokens, so that equal shares are equal.
   table = [ultra.stage(length, tokens[0] // length, 1.0, 1.0, i / len(lengths)) for i, length in enumerate(lengths)]
-  for stage, n in zip(table, tokens, strict=True):
-    stage.batch_size = n // stage.seq_len
+  blocks = (blocks[:1] * len(lengths) + blocks[1:])[-len(lengths) :]
+  for stage, n, n_layers in zip(table, tokens, blocks, strict=True):
+    stage.batch_size, stage.n_layers = n // stage.seq_len, n_layers
   return tuple(table)
+
+
+def layers(text: str, n_layers: int) -> list[int]:
+  """The numbers of '10-all'; 0 for all of the model's `n_layers`."""
+  numbers = whole_numbers(text, 'layers', "numbers of blocks, or 'all', such as 10-all", all=n_layers)
+  return [0 if n == n_layers else n for n in numbers]
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -64,7 +71,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     source='',
     budget_tokens=60_000_000,
     step_tokens='32768',
-    lengths='256-512-1024-2048',
+    lengths='64-128-256-512-1024-2048',
+    layers='10-all',
     lr=2.4e-3,
     table_lr=1.25,
     projection_lr=0.66,
@@ -80,7 +88,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.name = 'best'
   config.model.input_scale = variant['input_scale']
   config.model.projection_std = variant['projection_std']
-  config.curriculum.stages = stages(variant['lengths'], variant['step_tokens'])
+  config.curriculum.stages = stages(
+    variant['lengths'], variant['step_tokens'], layers(variant['layers'], config.model.n_layers)
+  )
 
   optimizer = config.optimizer
   optimizer.peak_lr = variant['lr']

@@ -37,6 +37,7 @@ def stage(seq_len: int, batch_size: int, lr_scale: float, grad_clip: float, step
       step_share_start=step_share_start,
       mask_documents=False,
       window=0,
+      n_layers=0,
     )
   )
 

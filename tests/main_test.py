@@ -131,13 +131,14 @@ def test_a_kill_while_sampling_costs_no_result(whole, tmp_path):
 def test_killed_and_resumed_in_fp8_equals_uninterrupted(whole, tmp_path):
   """Scales and the history of amaxes travel in the checkpoint: the same, in the recipe's reference on a CPU.
 
-  And the moments of a table that inherits, which are of what its entries have of their own.
+  And the moments of a table that inherits, which are of what its entries have of their own; and a block that joins late.
   """
   fields = {
     'data__directory': whole / 'data',
     'precision__matmul': 'fp8',
     'precision__fp8_engine': 'reference',
     'optimizer__inheritance': 0.7,
+    **{f'curriculum__stages[{i}]__n_layers': 1 for i in range(6)},
     'curriculum__budget_tokens': 20_000,
     'training__checkpoint_every_seconds': 0.2,
   }

@@ -16,6 +16,9 @@ def stages(variant):
   return spec(f'ultra_curriculum:{variant}').curriculum.stages
 
 
+FOUR = 'lengths=256-512-1024-2048'
+
+
 @pytest.mark.parametrize(
   ('name', 'against', 'fields'),
   [
@@ -101,17 +104,40 @@ def test_best_has_as_many_tokens_of_every_length():
 
 
 def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
-  curriculum = spec('best:step_tokens=16384-32768-32768-65536').curriculum
+  curriculum = spec(f'best:{FOUR},step_tokens=16384-32768-32768-65536').curriculum
   assert [s.tokens_per_step for s in curriculum.stages] == [16_384, 32_768, 32_768, 65_536]
   assert token_shares(curriculum) == pytest.approx([1 / 4] * 4)
   for wrong in ('', '0', '32768-', '16384-32768', '2049', 'many'):
     wants = 'wants tokens of a step, such as 32768, or one for each of 4 stages, in whole rows'
     with pytest.raises(ValueError, match=f"'step_tokens' of the experiment: got '{wrong}', {wants}"):
-      spec(f'best:step_tokens={wrong}')
+      spec(f'best:{FOUR},step_tokens={wrong}')
+
+
+@pytest.mark.parametrize(
+  ('text', 'blocks'),
+  [
+    ('10-all', [10, 10, 10, 28]),
+    ('7-14-28', [7, 7, 14, 28]),
+    ('4-7-14-all', [4, 7, 14, 28]),
+    ('2-4-7-14-all', [4, 7, 14, 28]),
+    ('all', [28] * 4),
+  ],
+)
+def test_the_blocks_of_best_are_told_from_its_last_stage(text, blocks):
+  best = spec(f'best:{FOUR},layers={text}')
+  assert [best.model_of(stage).n_layers for stage in best.curriculum.stages] == blocks
+  assert best.model.n_layers == 28
+
+
+@pytest.mark.parametrize('wrong', ['', '0-all', 'ten', '10-'])
+def test_wrong_numbers_of_blocks_are_told(wrong):
+  wants = "wants numbers of blocks, or 'all', such as 10-all"
+  with pytest.raises(ValueError, match=f"'layers' of the experiment: got '{wrong}', {wants}"):
+    spec(f'best:layers={wrong}')
 
 
 def test_a_smaller_step_of_best_has_a_lower_rate():
   (stage, *_) = Curriculum(spec('best_no_batch')).stages
   assert stage.spec.tokens_per_step == 12_288
   assert stage.lr_factor == pytest.approx((12_288 / 32_768) ** 0.5)
-  assert Curriculum(spec('best:step_tokens=16384-32768-32768-65536')).stages[0].lr_factor == 1.0
+  assert Curriculum(spec(f'best:{FOUR},step_tokens=16384-32768-32768-65536')).stages[0].lr_factor == 1.0

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from yxanul.config.curriculum_spec import CurriculumSpec, StageSpec
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
-from yxanul.config.spec import CurriculumSpec, ExperimentSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec
 from yxanul.kernels import capabilities, vocab_loss, vocab_loss_compiled
 from yxanul.planning import memory
 

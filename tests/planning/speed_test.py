@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from yxanul.config import registry
 from yxanul.config.convert import from_config
-from yxanul.config.spec import StageSpec
+from yxanul.config.curriculum_spec import StageSpec
 from yxanul.planning import flops, gpus, memory, speed
 from yxanul.planning.work import step_work
 
@@ -39,6 +39,23 @@ def test_recomputed_blocks_cost_another_forward_pass_of_their_linears():
   assert twice['linears'].flops['fp8'] == pytest.approx(4 / 3 * once['linears'].flops['fp8'])
   assert twice['loss'] == once['loss']
   assert twice['casts'].bytes > once['casts'].bytes
+
+
+def test_blocks_that_do_not_run_cost_memory_alone():
+  best = experiment('best.py:layers=7-all')
+  seven = dataclasses.replace(best, model=dataclasses.replace(best.model, n_layers=7), curriculum=ULTRA.curriculum)
+  stage, fit = best.curriculum.stages[0], speed.format_fit(speed.fitted(), 'fp8')
+  assert best.model_of(stage) == seven.model
+  assert step_work(best, stage, 2, 'short') == step_work(seven, stage, 2, 'short')
+  mine, theirs, whole = (
+    (speed.step_seconds(spec, of, 2, H200, fit), memory.step_memory(spec, of))
+    for spec, of in ((best, stage), (seven, stage), (best, dataclasses.replace(stage, n_layers=0)))
+  )
+  assert mine[0] == theirs[0]
+  assert 3 * sum(mine[0].values()) < 1.5 * sum(whole[0].values())
+  kept = ('parameters_bytes', 'optimizer_bytes')
+  for name, n_bytes in dataclasses.asdict(mine[1]).items():
+    assert n_bytes == getattr(whole[1] if name in kept else theirs[1], name), name
 
 
 def test_muon_keeps_one_moment_and_orthogonalizes_every_step():

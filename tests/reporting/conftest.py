@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from yxanul.config.convert import to_dict
-from yxanul.config.spec import CurriculumSpec, EvaluationSpec, ExperimentSpec, StageSpec
+from yxanul.config.curriculum_spec import CurriculumSpec, StageSpec
+from yxanul.config.spec import EvaluationSpec, ExperimentSpec
 
 SHARES = (0, 0.01, 0.025, 0.05, 0.1, 0.175, 0.275, 0.4, 0.55, 0.7)
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)

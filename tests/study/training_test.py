@@ -229,3 +229,11 @@ def test_rates_that_were_not_tried_choose_nothing(tmp_path):
   rows = tuning.rows([member('strong_gpt2')], [1e-3], 100, tmp_path)
   assert rows == [{'name': 'strong_gpt2', 'rate': 1e-3, 'final_bpb': None, 'chosen': False, 'at_the_end': False}]
   assert members.budgets(tmp_path) == []
+
+
+def test_a_speed_from_before_stages_could_run_a_part_of_the_blocks_counts():
+  decides = speeds.deciding(tiny.spec())
+  assert all('n_layers' not in stage for stage in decides['stages'])
+  grows = speeds.deciding(tiny.spec(**{'curriculum__stages[0]__n_layers': 1}))
+  assert grows['stages'][0]['n_layers'] == 1
+  assert grows['stages'][1:] == decides['stages'][1:]

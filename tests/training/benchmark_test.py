@@ -135,8 +135,8 @@ def test_a_summary_adds_up():
 
 
 def row(stage: int, share: float, ms: float, busy: float | None = 0.9, **more) -> dict:
-  fields = {'stage': stage, 'token_share': share, 'seq_len': 8 * stage, 'tokens_per_step': 1000, 'ms': ms, 'ms_p10': 0.9 * ms}
-  fields |= {'ms_p90': 1.1 * ms, 'bytes_per_token': 2.0 * stage, 'tokens_per_second': 1e6 / ms}
+  fields = {'stage': stage, 'token_share': share, 'seq_len': 8 * stage, 'n_layers': 2, 'tokens_per_step': 1000, 'ms': ms}
+  fields |= {'ms_p10': 0.9 * ms, 'ms_p90': 1.1 * ms, 'bytes_per_token': 2.0 * stage, 'tokens_per_second': 1e6 / ms}
   return {**fields, 'profile': {'gpu_busy': busy}, **more}
 
 

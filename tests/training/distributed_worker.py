@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
     results = {}
     for engines, pieces in itertools.product((FP32, FP8), (1, 2)):
       spec, stage, state, _, tokens = make(engines)
+      stage = dataclasses.replace(stage, n_layers=pieces - 1)  # rows in two pieces go through the first block alone
       optimizer = build(dataclasses.replace(spec.optimizer, inheritance=0.7), spec.model, PARTS)
       own = tokens.chunk(processes.world)[processes.rank]
       if is_fp8(engines):

@@ -68,6 +68,12 @@ def test_another_stage_starts_afresh():
   assert run([6.0], seq_len=16, state=state)[0] == [0]
 
 
+def test_more_blocks_start_afresh():
+  _, state = run([2.0] * 100, seq_len=8.5)  # half of the blocks do not run
+  assert run([3.5] * 60, seq_len=8, state=state)[0] == []
+  assert run([3.5], seq_len=8.5, state=state)[0] == [0]
+
+
 def test_a_loss_that_doubles_is_a_spike_from_the_first_step_of_a_stage():
   _, state = run([2.0] * 100, seq_len=8)
   assert run([3.9, 4.1, 2.2, 70.0], seq_len=16, state=state)[0] == [1, 3]

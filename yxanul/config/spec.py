@@ -1,9 +1,9 @@
 """Frozen, validated specifications: everything that decides a run.
 
 An experiment file returns an `ml_collections.ConfigDict`; `convert.from_config` turns it into an `ExperimentSpec`, or
-raises a `ValueError` whose one line names the field, what it got and what it wants. The dataclasses here and in
-`model_spec` are the single list of fields: `convert.default_config` writes the `ConfigDict` that every experiment
-starts from, so a field exists in every experiment or in none. Nothing in `yxanul.config` imports torch: listing
+raises a `ValueError` whose one line names the field, what it got and what it wants. The dataclasses here, in `model_spec`
+and in `curriculum_spec` are the single list of fields: `convert.default_config` writes the `ConfigDict` that every
+experiment starts from, so a field exists in every experiment or in none. Nothing in `yxanul.config` imports torch: listing
 experiments has to be instant.
 
 Sizes carry their unit in the name (`_tokens`, `_steps`, `_bytes`, `_seconds`); `seq_len` counts tokens of a row and
@@ -15,6 +15,7 @@ import re
 import shlex
 
 from yxanul.config.checks import FieldError, one_of, require
+from yxanul.config.curriculum_spec import CurriculumSpec, StageSpec
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -89,65 +90,7 @@ class DataSpec:
     one_of(self.on_error, ('stop', 'skip'), 'data.on_error')
 
 
-# --- curriculum and optimizer ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class StageSpec:
-  """One stage of the length curriculum."""
-
-  seq_len: int = 2048
-  batch_size: int = 64  # rows of the global batch
-  reference_batch_size: int = 64  # rows on a 24 GB card: the batch that lr_scale and step_share_start were written for
-  lr_scale: float = 1.0
-  grad_clip: float = 1.0
-  step_share_start: float = 0.0  # share of the step budget, at the reference batch, at which the stage starts
-  mask_documents: bool = False  # attention stays inside a document
-  window: int = 0  # tokens that attention reaches back over, the query's own included; 0: the whole row
-
-  @property
-  def context(self) -> int:
-    """The most tokens that a query sees: what held-out text is scored with while the stage lasts."""
-    return min(self.window, self.seq_len) or self.seq_len
-
-  @property
-  def tokens_per_step(self) -> int:
-    return self.seq_len * self.batch_size
-
-  @property
-  def reference_tokens_per_step(self) -> int:
-    return self.seq_len * self.reference_batch_size
-
-
-@dataclasses.dataclass(frozen=True)
-class CurriculumSpec:
-  """The stages and the budget. Progress is target tokens consumed over `budget_tokens`."""
-
-  budget_tokens: int = 2_610_000_000
-  batch_size: str = 'table'  # table: each stage's own; max: for each stage the largest that fits, in one part, into the memory
-  stages: tuple[StageSpec, ...] = (StageSpec(),)
-
-  def __post_init__(self):
-    field = 'curriculum.stages'
-    require(self.budget_tokens >= 1, 'curriculum.budget_tokens', self.budget_tokens, 'a positive number of tokens')
-    one_of(self.batch_size, ('table', 'max'), 'curriculum.batch_size')
-    require(len(self.stages) >= 1, field, self.stages, 'at least one stage')
-    for i, stage in enumerate(self.stages):
-      name = f'{field}[{i}]'
-      for key in ('seq_len', 'batch_size', 'reference_batch_size'):
-        require(getattr(stage, key) >= 1, f'{name}.{key}', getattr(stage, key), 'at least 1')
-      require(stage.window >= 0, f'{name}.window', stage.window, 'a number of tokens, or 0 for the whole row')
-      for key in ('lr_scale', 'grad_clip'):
-        require(getattr(stage, key) > 0, f'{name}.{key}', getattr(stage, key), 'a positive number')
-    require(self.stages[0].step_share_start == 0, f'{field}[0].step_share_start', self.stages[0].step_share_start, 'exactly 0')
-    for i, (a, b) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=1):
-      require(b.seq_len >= a.seq_len, f'{field}[{i}].seq_len', b.seq_len, f'at least the {a.seq_len} of the stage before')
-      require(
-        a.step_share_start < b.step_share_start < 1,
-        f'{field}[{i}].step_share_start',
-        b.step_share_start,
-        f'between the {a.step_share_start} of the stage before and 1',
-      )
+# --- optimizer -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +307,7 @@ class ExperimentSpec:
     require(
       longest <= model.max_positions, 'model.max_positions', model.max_positions, f'at least the longest row, {longest} tokens'
     )
+    self._validate_depth()
     if self.precision.matmul == 'fp8':
       self._validate_fp8()
     if self.optimizer.inheritance:
@@ -374,6 +318,23 @@ class ExperimentSpec:
   def undivided(self) -> frozenset[str]:
     """Parameters that every process updates whole, also under `training.shard_optimizer`: what moves one row moves others."""
     return frozenset(['embedding.table'] if self.optimizer.inheritance else [])
+
+  def model_of(self, stage: StageSpec) -> ModelSpec:
+    """The model with the blocks that run in this stage."""
+    return dataclasses.replace(self.model, n_layers=stage.n_layers) if stage.n_layers else self.model
+
+  def _validate_depth(self):
+    least = 1
+    for i, stage in enumerate(self.curriculum.stages):
+      n, name = self.model_of(stage).n_layers, f'curriculum.stages[{i}].n_layers'
+      wants = f'at least the {least} of the stage before and at most the {self.model.n_layers} of the model'
+      require(least <= n <= self.model.n_layers, name, n, wants)
+      least = n
+    name = f'curriculum.stages[{len(self.curriculum.stages) - 1}].n_layers'
+    require(least == self.model.n_layers, name, least, f'{self.model.n_layers}: all blocks run in the last stage')
+    if any(self.model_of(stage) != self.model for stage in self.curriculum.stages):
+      wants = 'False where blocks join in later stages (curriculum.stages[].n_layers)'
+      require(not self.training.shard_optimizer, 'training.shard_optimizer', True, wants)
 
   def _validate_fp8(self):
     for i, stage in enumerate(self.curriculum.stages):

@@ -50,10 +50,10 @@ def _number(text: str, kind: type) -> Any:
   return value
 
 
-def whole_numbers(text: str, key: str, wants: str) -> list[int]:
-  """The positive whole numbers of '512-2048', or a ValueError that says what `key` wants."""
+def whole_numbers(text: str, key: str, wants: str, **words: int) -> list[int]:
+  """The positive whole numbers of '512-2048', `words` among them, or a ValueError that says what `key` wants."""
   try:
-    numbers = [_number(number, int) for number in text.split('-')]
+    numbers = [words[part] if part in words else _number(part, int) for part in text.split('-')]
   except (ValueError, OverflowError):
     numbers = []
   if not numbers or min(numbers) < 1:

@@ -28,9 +28,10 @@ import bisect
 import dataclasses
 import math
 
+from yxanul.config.curriculum_spec import StageSpec
 from yxanul.config.groups import optimizer_groups
 from yxanul.config.model_spec import ModelSpec, PrecisionSpec
-from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec
 
 USABLE_SHARE = 0.85  # of the memory a process may use: the rest is for what the estimate leaves out
 SHORT_ROWS = 256  # tokens of the longest row that kernels.attention_short takes
@@ -257,11 +258,14 @@ def largest_batch(spec: ExperimentSpec, stage: StageSpec, memory_bytes: int, dev
 def step_memory(spec: ExperimentSpec, stage: StageSpec, parts: int = 1, devices: int = 1) -> MemoryEstimate:
   """The estimate for a step whose rows go through in `parts` equal parts."""
   tokens = stage.tokens_per_step // devices // parts
-  memory = estimate(spec.model, spec.precision, tokens, stage.seq_len, spec.training.recompute)
+  memory = estimate(spec.model_of(stage), spec.precision, tokens, stage.seq_len, spec.training.recompute)
   owners = devices if spec.training.shard_optimizer else 1
   free = memory.gradients_bytes + memory.activations_bytes + memory.workspace_bytes + memory.vocab_loss_bytes
   return dataclasses.replace(
-    memory, optimizer_bytes=optimizer_bytes(spec, owners), gather_bytes=max(0, gather_bytes(spec, owners) - free)
+    memory,
+    parameters_bytes=4 * spec.model.parameter_count(),  # also of the blocks that do not run yet
+    optimizer_bytes=optimizer_bytes(spec, owners),
+    gather_bytes=max(0, gather_bytes(spec, owners) - free),
   )
 
 

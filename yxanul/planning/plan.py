@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from yxanul.config.curriculum_spec import StageSpec
 from yxanul.config.model_spec import ModelSpec
-from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec
 from yxanul.planning import flops, memory, speed
 from yxanul.planning.gpus import Gpu, Offer, gpu
 
@@ -88,7 +89,8 @@ def _stage(spec: ExperimentSpec, stage: StageSpec, n_steps: int, card: Gpu, limi
   seconds = speed.step_seconds(spec, stage, parts, card, format_fit, devices)
   whole = sum(seconds.values())
   tokens = n_steps * stage.tokens_per_step
-  per_token = flops.flops_per_token(spec.model, stage.seq_len)
+  model = spec.model_of(stage)
+  per_token = flops.flops_per_token(model, stage.seq_len)
   rate = stage.tokens_per_step / whole
   estimate = memory.step_memory(spec, stage, parts, devices)
   used = estimate.total_bytes
@@ -108,7 +110,7 @@ def _stage(spec: ExperimentSpec, stage: StageSpec, n_steps: int, card: Gpu, limi
     'ms_by_part': {part: 1e3 * value for part, value in seconds.items()},
     'ms': 1e3 * whole,
     'tokens_per_second': rate,
-    'mfu': flops.mfu(spec.model, stage.seq_len, rate, devices * card.peak_flops(linears_format(spec))),
+    'mfu': flops.mfu(model, stage.seq_len, rate, devices * card.peak_flops(linears_format(spec))),
     'seconds': n_steps * whole,
   }
 

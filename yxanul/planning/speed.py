@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.config.curriculum_spec import StageSpec
+from yxanul.config.spec import ExperimentSpec
 from yxanul.planning import memory
 from yxanul.planning.gpus import Gpu
 from yxanul.planning.work import Work, step_work
@@ -63,11 +64,12 @@ def step_seconds(spec: ExperimentSpec, stage: StageSpec, parts: int, gpu: Gpu, f
     compute, traffic = _ideal_seconds(work, gpu)
     share = fit['shares'][f'attention_{attention}' if part == 'attention' else part]
     seconds[part] = sum(ideal / share[term] for term, ideal in (('compute', compute), ('traffic', traffic)) if share[term])
-  sent = 2 * spec.model.parameter_count() / devices  # to each of the others
+  model = spec.model_of(stage)
+  sent = 2 * model.parameter_count() / devices  # to each of the others
   if spec.training.shard_optimizer:
     sent += memory.sent_parameters(spec, devices)
   seconds['exchange'] = 4 * (devices - 1) * sent / gpu.link_bytes_per_second
-  seconds['gaps'] = fit['gap_seconds'] * parts * spec.model.n_layers
+  seconds['gaps'] = fit['gap_seconds'] * parts * model.n_layers
   return seconds
 
 
@@ -102,7 +104,8 @@ def fit_shares(spec: ExperimentSpec, rows: Sequence[Row], gpu: Gpu) -> Row:
       wall = row['profile']['wall_ms']
       points.setdefault(name, []).append((*(1e3 * ideal / wall for ideal in _ideal_seconds(work, gpu)), ms / wall))
   engines = {row['attention'] for row in rows}
-  gaps = [1e-3 * row['profile']['idle_ms'] / (row['pieces'] * spec.model.n_layers) for row in rows]
+  layers = [spec.model_of(_stage_of(spec, row)).n_layers for row in rows]
+  gaps = [1e-3 * row['profile']['idle_ms'] / (row['pieces'] * n) for row, n in zip(rows, layers, strict=True)]
   return {
     'shares': {name: dict(zip(('compute', 'traffic'), _least_squares(values), strict=True)) for name, values in points.items()},
     'attention_from': {e: min(row['seq_len'] for row in rows if row['attention'] == e) for e in sorted(engines)},

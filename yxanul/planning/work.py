@@ -20,9 +20,10 @@ as linears.
 import dataclasses
 import math
 
+from yxanul.config.curriculum_spec import StageSpec
 from yxanul.config.groups import optimizer_groups
 from yxanul.config.model_spec import LINEARS
-from yxanul.config.spec import ExperimentSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec
 from yxanul.planning import memory
 
 PARTS = ('linears', 'casts', 'attention', 'loss', 'optimizer', 'elementwise', 'exchange', 'gaps')
@@ -55,7 +56,7 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     parts: into which a device's rows are split.
     attention: engine; under 'short' rotations cost nothing of their own.
   """
-  model, precision, base = spec.model, spec.precision, base_format(spec)
+  model, precision, base = spec.model_of(stage), spec.precision, base_format(spec)
   a, d, tokens = activation_bytes(spec), model.d_model, stage.tokens_per_step // devices
   fp8 = set(precision.fp8_linears) if precision.matmul == 'fp8' else set()
   again = spec.training.recompute == 'blocks'  # the blocks' forward passes run twice
@@ -75,7 +76,7 @@ def step_work(spec: ExperimentSpec, stage: StageSpec, parts: int, attention: str
     linears[kind] = linears.get(kind, 0.0) + passes * 6.0 * block_tokens * weights[name]
 
   owners = devices if spec.training.shard_optimizer else 1  # each updates its share; of the one that has most
-  own = memory.owned_parameters(spec, owners)
+  own = memory.owned_parameters(spec, owners) if owners > 1 else model.parameter_count()
   linears[base] += _orthogonalization_flops(spec, math.ceil(model.n_layers / owners))
   # Of a divided optimizer: its slices into one buffer, everyone's received, and the others' copied out.
   sent = memory.sent_parameters(spec, owners)

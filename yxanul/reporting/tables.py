@@ -72,9 +72,9 @@ def parameter_table(rows: list[Row]) -> Table:
 
 
 def stage_table(rows: list[Row]) -> Table:
-  """The curriculum: 'stage', 'seq_len', 'batch_size', 'tokens_per_step', 'steps', 'tokens', 'lr_scale', 'lr', 'grad_clip',
-  'share_start' (of the token budget), 'parts' (that the rows go through in, for the memory), 'memory_bytes' (an estimate,
-  on one device); a line with the sums."""
+  """The curriculum: 'stage', 'seq_len', 'n_layers' (shown where it grows), 'batch_size', 'tokens_per_step', 'steps',
+  'tokens', 'lr_scale', 'lr', 'grad_clip', 'share_start' (of the token budget), 'parts' (that the rows go through in, for the
+  memory), 'memory_bytes' (an estimate, on one device); a line with the sums."""
   columns: list[_Column] = [
     ('stage', 'stage', _plain),
     ('seq_len', 'length', '{:,}'.format),
@@ -89,6 +89,8 @@ def stage_table(rows: list[Row]) -> Table:
     ('parts', 'rows\nin', '{:,}'.format),
     ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
   ]
+  if len({row['n_layers'] for row in rows}) > 1:
+    columns.insert(2, ('n_layers', 'blocks', '{:,}'.format))
   total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}
   return _table(rows, columns, 'Curriculum', left=set(), total=total)
 

@@ -63,7 +63,7 @@ def deciding(spec: ExperimentSpec) -> dict[str, Any]:
   decides = {
     'model': _without(plain['model'], _START_AND_CONSTANTS),
     'precision': plain['precision'],
-    'stages': [_without(stage, _RATE_AND_CLIP) for stage in plain['curriculum']['stages']],
+    'stages': [_stage(stage) for stage in plain['curriculum']['stages']],
     'batch_size': spec.curriculum.batch_size,
     'optimizers': [group.optimizer for group in groups.values()],
     'muon': {name: plain['optimizer']['muon'][name] for name in _UPDATE} if muon else None,
@@ -73,6 +73,11 @@ def deciding(spec: ExperimentSpec) -> dict[str, Any]:
   if spec.optimizer.inheritance:  # named where it is, so that speeds measured before there was such a thing still count
     decides['inheritance'] = True
   return json.loads(json.dumps(decides))
+
+
+def _stage(stage: dict[str, Any]) -> dict[str, Any]:
+  # All blocks are not named: so speeds from before a stage could run a part of them still count.
+  return _without(stage, (*_RATE_AND_CLIP, *([] if stage['n_layers'] else ['n_layers'])))
 
 
 def _without(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -248,11 +248,12 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
   with contextlib.closing(subject.batches(stage)) as batches:
     times, values = (part[effort.warmup_steps :] for part in subject.run(stage, batches, effort.warmup_steps + effort.steps))
   low, median, high = np.percentile(times, (10, 50, 90)).tolist()
-  tokens = stage.spec.tokens_per_step
+  tokens, model = stage.spec.tokens_per_step, subject.spec.model_of(stage.spec)
   rate, bytes_per_token = 1e3 * tokens / median, sum(v[2] for v in values) / (tokens * len(values))
   peak_bytes = subject.note_memory()
   return {
     'seq_len': stage.spec.seq_len,
+    'n_layers': model.n_layers,
     'batch_size': stage.spec.batch_size,
     'tokens_per_step': tokens,
     'pieces': subject.pieces[stage.index],
@@ -265,7 +266,7 @@ def measure_stage(subject: Subject, stage: Stage, effort: Effort) -> Row:
     'tokens_per_second': rate,
     'bytes_per_token': bytes_per_token,
     'bytes_per_second': rate * bytes_per_token,
-    'mfu': flops.mfu(subject.spec.model, stage.spec.seq_len, rate, subject.peak_flops),
+    'mfu': flops.mfu(model, stage.spec.seq_len, rate, subject.peak_flops),
     # A graph's replay allocates nothing: what its stage needs showed when the step ran before its capture.
     'peak_bytes': subject.step.peak_bytes(stage) if subject.step.captured else peak_bytes,
     'loss': sum(v[0] for v in values) / len(values),
@@ -302,8 +303,11 @@ def schedule(rows: Sequence[Row], model: ModelSpec, peak: float | None, n_stages
   def seconds(row: Row, ms: str = 'ms') -> float:  # of every token of the schedule, what this stage takes
     return row['token_share'] / share * row[ms] / 1e3 / row['tokens_per_step']
 
+  def operations(row: Row) -> float:
+    run = dataclasses.replace(model, n_layers=row['n_layers'])
+    return row['token_share'] / share * flops.flops_per_token(run, row['seq_len'])
+
   whole = sum(map(seconds, timed))
-  operations = sum(row['token_share'] / share * flops.flops_per_token(model, row['seq_len']) for row in timed)
   busy = [row.get('profile', {}).get('gpu_busy') for row in timed]
   return {
     'stages': [row['stage'] for row in timed],
@@ -313,7 +317,7 @@ def schedule(rows: Sequence[Row], model: ModelSpec, peak: float | None, n_stages
     'tokens_per_second_p10': 1 / sum(seconds(row, 'ms_p90') for row in timed),
     'tokens_per_second_p90': 1 / sum(seconds(row, 'ms_p10') for row in timed),
     'bytes_per_second': sum(row['token_share'] / share * row['bytes_per_token'] for row in timed) / whole,
-    'mfu': operations / whole / peak if peak else None,
+    'mfu': sum(map(operations, timed)) / whole / peak if peak else None,
     'gpu_busy': None if None in busy else sum(seconds(r) * b for r, b in zip(timed, busy, strict=True)) / whole,
   }
 

@@ -11,7 +11,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from yxanul.config.spec import CurriculumSpec, ExperimentSpec, OptimizerSpec, StageSpec
+from yxanul.config.curriculum_spec import CurriculumSpec, StageSpec
+from yxanul.config.spec import ExperimentSpec, OptimizerSpec
 from yxanul.planning import memory
 
 _LEAST_STEPS = 8  # of a stage, however large its batch could be

@@ -18,6 +18,7 @@ import torch
 from yxanul.config.spec import ExperimentSpec
 from yxanul.optim.schedule import learning_rate
 from yxanul.planning.flops import flops_per_token
+from yxanul.training import depth
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.checkpoint_shared import SharedCheckpoints
 from yxanul.training.curriculum import Curriculum, Stage
@@ -198,7 +199,7 @@ class _Loop:
     seconds = step.seconds_training - progress.interval_start_seconds
     per_second = progress.interval_tokens / seconds
     nats, n_bytes = sum(v[1] for v in interval), sum(v[2] for v in interval)
-    flops = flops_per_token(self.run.spec.model, stage.spec.seq_len)
+    flops = flops_per_token(self.run.spec.model_of(stage.spec), stage.spec.seq_len)
     record = {
       'step': step.number,
       'stage': stage.number,
@@ -333,7 +334,8 @@ class _Loop:
     stage = self.run.curriculum.lookup(progress.tokens - 1)
     last = progress.tokens >= self.run.curriculum.total_tokens
     longest = self.run.spec.evaluation.seq_len
-    result = self.run.evaluate(state.params, state.fp8_state, longest if last else min(stage.spec.context, longest))
+    params = depth.first(state.params, self.run.spec.model_of(stage.spec).n_layers)
+    result = self.run.evaluate(params, state.fp8_state, longest if last else min(stage.spec.context, longest))
     if result is None:  # a request to stop came in between: the resumed run evaluates
       return
     self.clocks.tick()

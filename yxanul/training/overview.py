@@ -20,6 +20,7 @@ def stage_rows(spec: ExperimentSpec, curriculum: Curriculum) -> list[dict[str, A
       {
         'stage': stage.number,
         'seq_len': stage.spec.seq_len,
+        'n_layers': spec.model_of(stage.spec).n_layers,
         'batch_size': stage.spec.batch_size,
         'tokens_per_step': stage.spec.tokens_per_step,
         'steps': stage.n_steps,

@@ -40,7 +40,7 @@ class Finding:
 def check_device(spec: ExperimentSpec, capabilities: Capabilities) -> Iterator[Finding]:
   """Whether the run is beyond a machine without a GPU: before its text is fetched, let alone a step taken."""
   shares = zip(spec.curriculum.stages, token_shares(spec.curriculum), strict=True)
-  per_token = sum(share * flops_per_token(spec.model, stage.seq_len) for stage, share in shares)
+  per_token = sum(share * flops_per_token(spec.model_of(stage), stage.seq_len) for stage, share in shares)
   days = per_token * spec.curriculum.budget_tokens / _CPU_FLOPS / 86_400
   if capabilities.device == 'cpu' and days > _CPU_DAYS:
     yield Finding('problem', f'no GPU: at {_CPU_FLOPS / 1e12:g} TFLOP/s, more than most CPUs do, it takes {days:,.0f} days')

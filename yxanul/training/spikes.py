@@ -2,8 +2,8 @@
 
 The deviation comes from successive differences (von Neumann 1941, doi 10.1214/aoms/1177731677): a loss that falls by six
 nats in its first hundred steps has a large variance, but little of it is noise. Each length starts afresh, for another length
-is another loss; until it has settled, only a loss far above the level of the length before is a spike. A step that is skipped,
-for whatever reason, moves nothing here.
+is another loss, and so are more blocks; until it has settled, only a loss far above the level of what was before is a spike.
+A step that is skipped, for whatever reason, moves nothing here.
 """
 
 import torch
@@ -18,22 +18,23 @@ _LEAST_DEVIATION = 0.01  # of the mean: large batches are so even that one hard 
 
 
 def init(device: torch.device) -> State:
-  """Statistics that know nothing: 0-d FP32 tensors; `seq_len` is the length that they are of."""
+  """Statistics that know nothing: 0-d FP32 tensors; `seq_len` is the kind that they are of."""
   names = ('mean', 'variance', 'last', 'count', 'level', 'seq_len')
   return {name: torch.zeros((), dtype=torch.float32, device=device) for name in names}
 
 
-def judge(state: State, loss: Tensor, seq_len: int, deviations: float) -> tuple[Tensor, State]:
+def judge(state: State, loss: Tensor, kind: float, deviations: float) -> tuple[Tensor, State]:
   """Whether `loss` is a spike, and the statistics with it taken in.
 
   Args:
     loss: 0-d FP32; one that is not finite is no spike, and the caller must not keep statistics that took it in.
+    kind: losses of another kind are not compared: the length of the rows, plus the share of the blocks that do not run.
     deviations: how many deviations above the mean a spike begins; 0: there are none.
 
   Returns:
     (0-d bool, state): the given state is left as it is.
   """
-  same = state['seq_len'] == seq_len
+  same = state['seq_len'] == kind
   count = state['count'] * same
   # Plain means over the first steps, exponentially weighted ones from then on. The first step has no difference.
   fresh = 1.0 / (count + 1.0)
@@ -46,4 +47,4 @@ def judge(state: State, loss: Tensor, seq_len: int, deviations: float) -> tuple[
   spike = (settled & (loss - state['mean'] > limit)) | ((level > 0) & (loss > _ASTRAY * level))
   after = {'mean': mean, 'variance': variance, 'last': loss.clone(), 'count': count + 1.0}
   after['level'] = torch.where(settled, mean, level)  # that the loss had when it was last settled
-  return spike & (deviations > 0), {**after, 'seq_len': torch.full_like(mean, seq_len)}
+  return spike & (deviations > 0), {**after, 'seq_len': torch.full_like(mean, kind)}

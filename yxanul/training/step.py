@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yxanul.config.model_spec import PrecisionSpec
-from yxanul.config.spec import ExperimentSpec, ModelSpec, StageSpec
+from yxanul.config.curriculum_spec import StageSpec
+from yxanul.config.model_spec import ModelSpec, PrecisionSpec
+from yxanul.config.spec import ExperimentSpec
 from yxanul.kernels import fp8
 from yxanul.kernels.attention import document_mask, window_mask
 from yxanul.kernels.capabilities import Engines
@@ -28,7 +29,7 @@ from yxanul.kernels.vocab_loss import vocab_loss
 from yxanul.model import transformer
 from yxanul.model.transformer import Numerics
 from yxanul.optim.transform import Hyper, Transform, apply_updates, global_norm
-from yxanul.training import spikes
+from yxanul.training import depth, spikes
 from yxanul.training.distributed import Reduction
 from yxanul.training.sharding import WHOLE, Sharding
 from yxanul.training.state import TrainState
@@ -171,6 +172,8 @@ def make_train_step(
   """
   assert stage.batch_size % (pieces * (reduction.world if reduction else 1)) == 0
   update = torch.compile(optimizer.update, dynamic=False) if compiled else optimizer.update
+  n_layers = spec.model_of(stage).n_layers
+  kind = stage.seq_len + 1 - n_layers / spec.model.n_layers  # of the loss
 
   def train_step(state: TrainState, tokens: Tensor, learning_rate: Tensor, max_norm: Tensor) -> tuple[TrainState, StepMetrics]:
     numerics, amax = plain_numerics(spec, engines, compiled), None
@@ -178,7 +181,8 @@ def make_train_step(
       scale = state.fp8_state['scale']
       amax = torch.zeros_like(scale)
       numerics = fp8_numerics(spec, engines, engines.linear, scale, amax, compiled)
-    loss, nats, gradients = differentiate(state.params, tokens, stage, spec, numerics, engines, text, pieces, reduction)
+    params = depth.first(state.params, n_layers)
+    loss, nats, gradients = differentiate(params, tokens, stage, spec, numerics, engines, text, pieces, reduction)
     with torch.no_grad():
       n_bytes, asks = text.token_bytes_V[tokens[:, 1:]].sum(), torch.zeros_like(nats)
       if reduction is not None:
@@ -190,16 +194,17 @@ def make_train_step(
       fp8_state = state.fp8_state
       if amax is not None:
         finite = finite & torch.isfinite(amax).all()
-      spike, loss_state = spikes.judge(state.loss_state, loss, stage.seq_len, spec.training.spike_deviations)
+      spike, loss_state = spikes.judge(state.loss_state, loss, kind, spec.training.spike_deviations)
       spike = spike & finite
       taken = finite & ~spike
       loss_state = {name: torch.where(taken, new, state.loss_state[name]) for name, new in loss_state.items()}
       if amax is not None:
         fp8_state = fp8.update(fp8_state, amax, spec.precision, taken)
       ok = taken.float()
-      hyper, own_params = Hyper(learning_rate, max_norm, norm, ok), sharding.own(state.params)
-      updates, opt_state = update(sharding.own(gradients), state.opt_state, own_params, hyper)
+      hyper, own_params = Hyper(learning_rate, max_norm, norm, ok), sharding.own(params)
+      updates, opt_state = update(sharding.own(gradients), depth.first(state.opt_state, n_layers), own_params, hyper)
       apply_updates(own_params, updates)
+      opt_state = depth.restore(opt_state, state.opt_state)
       del gradients, updates  # what is gathered takes their room
       sharding.gather(sharding.divided(state.params), sends=reduction is not None)
       metrics = StepMetrics(
