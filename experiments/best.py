@@ -1,10 +1,11 @@
-"""The recipe that came out best on one H200 in short runs: ultra's model, Muon, another start for the head, rows that grow.
+"""The recipe that came out best on one H200 in short runs: ultra's model that grows in depth as in length, Muon, another start.
 
-Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=10.9e6
+Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=20.6e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   bits per byte after 30, 102 and 458 s of training (10.9M, 36.4M and 163.7M tokens; two seeds, one, one): 1.460,
-          1.256, 1.142. GPT-2 in FP32 comes to 1.657 in 450 s, `best` of 30 s in 11: 40.4 times as soon. GPT-2 in BF16, hardly
-          tuned, comes to 1.357 in 125 s, `best` in 52; to 1.178 in 470 s, `best` in 311 (records/2026-11-30_ablate)
+Result:   bits per byte after 31 and 102 s of training (20.6M and 68.6M tokens; two seeds, one): 1.358, 1.222. GPT-2 in FP32
+          comes to 1.657 in 450 s and to 1.391 in 1,201, `best` of 30 s in 5.3 and 18.9: 85.3 and 63.5 times as soon. GPT-2
+          in BF16, hardly tuned, comes to 1.357 in 125 s, `best` in 34; to 1.170 in 464 s, where `best` has not come in the
+          runs there are (records/2026-11-30_ablate)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
@@ -12,24 +13,29 @@ Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 
 - a projection that starts at 1/sqrt(rank), so that what it projects keeps its size, and an input scale by which token
   embeddings enter the stream at a root mean square of 3;
 - 32,768 tokens a step;
-- rows of 256, 512, 1024 and 2048 tokens, as many tokens of each;
+- rows that grow, as many tokens of each length;
 - a constant rate, then a linear decay to zero over the last 60 %.
 All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. What was asked
 since, for 30 and 100 s or longer (records/2026-11-30_ablate):
+- ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of 256:
+  0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are as good, growing twice is worse, the later the better. How
+  much the blocks that join add in so short a run is not known; a run of hours may want them earlier;
+and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=256-512-1024-2048,layers=all`):
 - entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that
-  it had: 0.077 lower after 30 s, 0.022 after 100, 0.006 after 450, of which the last may be chance. After 30 s a share of 0.9
+  it had: 0.077 lower after 30 s, 0.021 after 100, 0.006 after 450, of which the last may be chance. After 30 s a share of 0.9
   is as good, half and twice that rate are 0.012 and 0.017 worse;
 - a second moment of AdamW that remembers 100 steps instead of 20: 0.040 lower; a guess at why in
   records/2026-11-30_second-moment;
 - 16,384 tokens a step at 1.7e-3, before there was inheritance: 0.073 higher with the shorter memory, 0.012 with one of 1,000
   steps; blocks and norms at half the rate: 0.014 higher;
 - GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`), neither with inheritance: 0.055 lower after 30 s, 0.014 after 100.
-  With it SuperBPE ends 0.022 and 0.008 lower than GPT-2's tokens without.
-One seed each, and the products of inheritance in an earlier form, equal up to rounding.
+  With it SuperBPE ends 0.022 and 0.007 lower than GPT-2's tokens without.
+One seed each.
 
-Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `step_tokens`, of all or of
-each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
-`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW; `inheritance` and `table_decay`, of the table.
+Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
+stages, the first number of all before them too ('7-14-all'); `step_tokens`, of all or of each ('16384-32768'); `lr`, of the
+blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum` and `weight_decay`, of Muon;
+`beta2`, of AdamW; `inheritance` and `table_decay`, of the table.
 """
 
 from ml_collections import ConfigDict

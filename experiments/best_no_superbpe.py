@@ -2,8 +2,8 @@
 
 Command:  python -m yxanul.main --config=experiments/best_no_superbpe.py:source=PATH,budget_tokens=12.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Expected: inheritance=0,table_lr=2.5: 1.484 bits per byte after 31 s of training on one H200, 1.264 after 40.6M tokens in
-          102 s (records/2026-11-30_ablate). As it is: not yet run.
+Expected: lengths=256-512-1024-2048,layers=all,inheritance=0,table_lr=2.5: 1.484 bits per byte after 31 s of training on
+          one H200, 1.264 after 40.6M tokens in 102 s (records/2026-11-30_ablate). As it is: not yet run.
 
 Variants: best's.
 """
