@@ -15,7 +15,8 @@ an input the end counts, as a target the beginning.)
 T is linear in E, T = M E, so this needs no other model: T alone is kept, gradients go through M^T to the optimizer and its
 updates through M back. That is training E, but for one thing: gradients are clipped, before, by the norm that they have for T.
 Half a row has one part, whose half has one part: a row of M is 1 at itself and s, s^2, ... at these ancestors, of which there
-are three on average in SuperBPE's 200,000 entries and nine at most. Products with M are therefore sums over bags.
+are three on average in SuperBPE's 200,000 entries and nine at most. Products with M are therefore sums over bags
+(`kernels.bag_sums`).
 
 Shapes: V entries, R columns, H half of them; U = 2V half rows, of entry v the 2v-th and the one behind it.
 """
@@ -24,8 +25,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from yxanul.kernels.bag_sums import bag_sums
 from yxanul.optim.transform import Hyper, State, Transform, Tree
 
 _RUN = 256  # half rows that are summed one after another; one may be in more than a hundred thousand
@@ -74,14 +75,15 @@ class _Matrix(NamedTuple):
   weights: Tensor  # FP32, of the same length
   runs: Tensor  # int64: where in `columns` stretches begin, each of one row
   run_numbers: Tensor  # int64: 0, 1, ... as many as there are runs
+  ones: Tensor  # FP32, as many
   first_run_U: Tensor  # int64: the first run of each row
 
 
 def _product(matrix: _Matrix, x_VR: Tensor) -> Tensor:
-  sums = embedding_bag(matrix.columns, _half_rows(x_VR), matrix.runs, mode='sum', per_sample_weights=matrix.weights)
+  sums = bag_sums(_half_rows(x_VR), matrix.columns, matrix.runs, matrix.weights)
   if len(matrix.runs) > len(matrix.first_run_U):
     # In two goes, as one over a hundred thousand would keep the device waiting for a single thread.
-    sums = embedding_bag(matrix.run_numbers, sums, matrix.first_run_U, mode='sum')
+    sums = bag_sums(sums, matrix.run_numbers, matrix.first_run_U, matrix.ones)
   return sums.view_as(x_VR)
 
 
@@ -114,4 +116,5 @@ def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device
   owner = torch.repeat_interleave(torch.arange(len(counts_U)), runs_U)
   nth = torch.arange(len(owner)) - first_run_U[owner]  # of its owner's runs
   runs = (counts_U.cumsum(0) - counts_U)[owner] + nth * _RUN
-  return _Matrix(*(x.to(device) for x in (columns[order], weights[order], runs, torch.arange(len(runs)), first_run_U)))
+  numbers, ones = torch.arange(len(runs)), torch.ones(len(runs))
+  return _Matrix(*(x.to(device) for x in (columns[order], weights[order], runs, numbers, ones, first_run_U)))
