@@ -35,7 +35,7 @@ One seed each.
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
 stages, the first number of all before them too ('7-14-all'); `step_tokens`, of all or of each ('16384-32768'); `lr`, of the
 blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum` and `weight_decay`, of Muon;
-`beta2`, of AdamW; `inheritance` and `table_decay`, of the table.
+`beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
 """
 
 from ml_collections import ConfigDict
@@ -86,6 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     projection_std=0.088,
     momentum=0.9,
     beta2=0.99,
+    decay_share=0.6,
     inheritance=0.7,
     weight_decay=0.1,
     table_decay=0.0,
@@ -103,7 +104,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   optimizer.batch_lr_scaling = 'none'
   optimizer.beta2 = variant['beta2']
   optimizer.inheritance = variant['inheritance']
-  optimizer.schedule, optimizer.warmup_share, optimizer.decay_share, optimizer.final_lr_share = 'trapezoid', 0.02, 0.6, 0.0
+  optimizer.schedule, optimizer.warmup_share, optimizer.final_lr_share = 'trapezoid', 0.02, 0.0
+  optimizer.decay_share = variant['decay_share']
   blocks, rest = optimizer.groups
   blocks.optimizer, blocks.weight_decay, optimizer.muon.momentum = 'muon', variant['weight_decay'], variant['momentum']
   head = []
