@@ -20,6 +20,8 @@ from tests.faults import world
 from tests.faults.memory import limit_memory
 from yxanul.config.convert import to_dict
 from yxanul.data import shards_check
+from yxanul.inference.generate import Sampling, complete
+from yxanul.inference.load import load
 from yxanul.training.checkpoint import Checkpoints
 from yxanul.training.state import flatten
 from yxanul.training.workdir import begun, check_workdir
@@ -156,6 +158,24 @@ def test_killed_and_resumed_in_fp8_equals_uninterrupted(whole, tmp_path):
   assert 'going on from the checkpoint of step' in output
   assert tiny.same_arrays(workdir, undisturbed)
   assert tiny.metrics(workdir) == tiny.metrics(undisturbed)
+
+
+def test_a_checkpoint_from_before_all_blocks_run_is_a_model_of_those_that_do(whole, tmp_path):
+  fields = {f'curriculum__stages[{i}]__n_layers': 1 for i in range(9)}
+  fields |= {'data__directory': whole / 'data', 'training__checkpoint_every_seconds': 0.2}
+  workdir = tmp_path / 'run'
+  process, log = tiny.main(f'--workdir={workdir}', *tiny.flags(**fields)), workdir / 'metrics.jsonl'
+  while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 8):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGTERM)
+  _, output, errors = tiny.finish(process)
+  assert 'everything is saved' in output + errors
+  model = load(workdir)
+  assert model.spec.n_layers == len(model.params['blocks.qkv.weight']) == 1
+  assert complete(model, ['The object'], Sampling(tokens=5, temperature=0.0), [torch.Generator()]) != ['']
+  status, output, errors = tiny.finish(tiny.main(f'--workdir={workdir}', *tiny.flags(**fields)))
+  assert status == 0, errors
+  assert load(workdir).spec.n_layers == 2
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
