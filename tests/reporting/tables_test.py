@@ -16,9 +16,10 @@ EXPERIMENTS = [
 STAGES = [
   {'stage': i + 1, 'seq_len': 8 << i, 'batch_size': 8192 >> i, 'tokens_per_step': 131_072, 'steps': 10_000 + i}
   | {'tokens': 1_310_720_000 + i, 'lr_scale': 0.35, 'lr': 2.15e-4, 'grad_clip': 0.5, 'share_start': 0.175}
-  | {'parts': 4, 'memory_bytes': 79_201_942_784}
+  | {'parts': 4, 'memory_bytes': 79_201_942_784, 'n_layers': 28}
   for i in range(10)
 ]
+GROWING = [row | {'n_layers': 10 if row['stage'] < 10 else 28} for row in STAGES]
 PARAMETERS = [
   {'name': 'blocks.attention_out.weight', 'shape': (28, 768, 768), 'parameters': 16_515_072, 'optimizer': 'adamw'}
   | {'weight_decay': 0.1, 'lr_multiplier': 1.0},
@@ -77,6 +78,13 @@ def test_no_figure_is_cut_on_a_terminal(width):
       '79.2',
       'GB',
     ]
+
+
+def test_blocks_are_shown_where_their_number_changes():
+  assert 'blocks' not in printed(tables.stage_table(STAGES))
+  lines = printed(tables.stage_table(GROWING)).splitlines()
+  assert lines[2].split()[:3] == ['stage', 'length', 'blocks']
+  assert [line.split()[2] for line in lines[4:14]] == ['10'] * 9 + ['28']
 
 
 def test_the_stage_table_fits_eighty_columns_and_sums_up():

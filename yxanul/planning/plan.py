@@ -96,6 +96,7 @@ def _stage(spec: ExperimentSpec, stage: StageSpec, n_steps: int, card: Gpu, limi
   used = estimate.total_bytes
   return {
     'seq_len': stage.seq_len,
+    'n_layers': model.n_layers,
     'batch_size': stage.batch_size,
     'tokens_per_step': stage.tokens_per_step,
     'parts': parts,

@@ -55,7 +55,7 @@ def stage_table(result: Row) -> Table:
   title = f'{result["experiment"]}, {result["precision"]} linears, execution {result["execution"]}'
   schedule = result['schedule']
   total = schedule and {**schedule, 'stage': 'all' if schedule['complete'] else 'these', 'peak_bytes': result['peak_bytes']}
-  return tables._table(rows, columns, title, left=set(), total=total)
+  return tables._table(rows, tables.with_blocks(columns, rows), title, left=set(), total=total)
 
 
 def parts_table(result: Row) -> Table | None:

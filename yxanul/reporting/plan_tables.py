@@ -72,6 +72,7 @@ def stage_table(plan: Row) -> Table:
     ('seconds', 'takes', numbers.duration),
   ]
   total = {**plan['total'], 'stage': 'all'}
+  columns = tables.with_blocks(columns, plan['stages'])
   return tables._table(plan['stages'], columns, f'Stages on {_card(plan)}', left=set(), total=total)
 
 

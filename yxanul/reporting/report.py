@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from yxanul.reporting import numbers, page, plots
+from yxanul.reporting import numbers, page, plots, tables
 from yxanul.reporting.run_files import RunFiles, read_run, stage_rows
 
 _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -52,6 +52,7 @@ def write_report(workdir: Path) -> Path:
 def render(run: RunFiles) -> str:
   """The whole page as HTML. Text from the run (names, notes, samples, settings) is escaped."""
   stages = stage_rows(run)
+  columns = tables.with_blocks(_STAGE_COLUMNS, stages)
   return page.TEMPLATE.render(
     css=Markup(page.CSS),
     name=run.config['name'],
@@ -61,9 +62,9 @@ def render(run: RunFiles) -> str:
     marks=_marks(run),
     tiles=_tiles(run),
     strips=_strips(run, stages),
-    stage_headings=[heading for _, heading, _ in _STAGE_COLUMNS],
-    stages=[[write(row[key]) for key, _, write in _STAGE_COLUMNS] for row in stages],
-    stage_total=_stage_total(stages),
+    stage_headings=[heading for _, heading, _ in columns],
+    stages=[[write(row[key]) for key, _, write in columns] for row in stages],
+    stage_total=_stage_total(stages, columns),
     has_evaluations=bool(run.evaluations),
     learning_note=_learning_note(run),
     learning=_learning_plots(run, stages),
@@ -157,11 +158,11 @@ def _strips(run: RunFiles, stages: Sequence[Mapping[str, Any]]) -> list[dict[str
   return strips
 
 
-def _stage_total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+def _stage_total(stages: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, Callable[[Any], str]]]) -> list[str]:
   sums = {key: sum(stage[key] for stage in stages) for key in ('steps', 'tokens', 'bytes', 'seconds')}
   sums['tokens_per_second'] = sums['tokens'] / sums['seconds'] if sums['seconds'] else None
   sums['bytes_per_second'] = sums['bytes'] / sums['seconds'] if sums['seconds'] else None
-  return ['all'] + [write(sums[key]) if key in sums else '' for key, _, write in _STAGE_COLUMNS[1:]]
+  return ['all'] + [write(sums[key]) if key in sums else '' for key, _, write in columns[1:]]
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------

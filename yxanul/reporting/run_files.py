@@ -77,9 +77,9 @@ def read_run(workdir: Path) -> RunFiles:
 def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
   """What each stage that has begun came to, from the log alone.
 
-  Keys: 'stage', 'seq_len', 'batch_size', 'start_tokens', 'start_seconds' (wall), 'steps', 'tokens', 'bytes', 'seconds' (of
-  training), 'tokens_per_second' and 'bytes_per_second' over the whole stage, 'bpb_train' (over all its bytes), 'val_bpb' and
-  'eval_seq_len' (its last evaluation; None without one).
+  Keys: 'stage', 'seq_len', 'n_layers', 'batch_size', 'start_tokens', 'start_seconds' (wall), 'steps', 'tokens', 'bytes',
+  'seconds' (of training), 'tokens_per_second' and 'bytes_per_second' over the whole stage, 'bpb_train' (over all its bytes),
+  'val_bpb' and 'eval_seq_len' (its last evaluation; None without one).
   """
   rows = []
   before = {'step': 0, 'tokens': 0, 'bytes': 0, 'seconds': 0.0, 'seconds_training': 0.0}
@@ -95,6 +95,7 @@ def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
       {
         'stage': number,
         'seq_len': stage['seq_len'],
+        'n_layers': stage.get('n_layers') or run.config['model']['n_layers'],  # older runs have no such field
         'batch_size': stage['batch_size'],
         'start_tokens': before['tokens'],
         'start_seconds': before['seconds'],

@@ -6,7 +6,7 @@ written for people here, so that a caller never formats.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -89,10 +89,15 @@ def stage_table(rows: list[Row]) -> Table:
     ('parts', 'rows\nin', '{:,}'.format),
     ('memory_bytes', 'memory\n(est.)', numbers.byte_size),
   ]
-  if len({row['n_layers'] for row in rows}) > 1:
-    columns.insert(2, ('n_layers', 'blocks', '{:,}'.format))
   total = {'stage': 'all', 'steps': sum(row['steps'] for row in rows), 'tokens': sum(row['tokens'] for row in rows)}
-  return _table(rows, columns, 'Curriculum', left=set(), total=total)
+  return _table(rows, with_blocks(columns, rows), 'Curriculum', left=set(), total=total)
+
+
+def with_blocks(columns: Sequence[_Column], rows: Sequence[Row]) -> list[_Column]:
+  """The columns of a table of stages, with the blocks that run ('n_layers') behind the length where their number changes."""
+  at = [key for key, *_ in columns].index('seq_len') + 1
+  grows = len({row['n_layers'] for row in rows}) > 1
+  return [*columns[:at], *([('n_layers', 'blocks', '{:,}'.format)] if grows else []), *columns[at:]]
 
 
 def corpus_table(rows: list[Row]) -> Table:
