@@ -39,6 +39,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     stage.batch_size = rows
     stage.window = LENGTHS.get(stage.window, 0)
     stage.seq_len = LENGTHS[stage.seq_len]
+    stage.n_layers = min(stage.n_layers, 1)  # of the two
   config.curriculum.budget_tokens = 40_000
   config.optimizer.peak_lr = 3e-3
   config.precision.matmul = 'fp32'
