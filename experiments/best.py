@@ -56,6 +56,9 @@ def stages(lengths_text: str, tokens_text: str, blocks: list[int]) -> tuple[Conf
     tokens *= len(lengths)
   if len(tokens) != len(lengths) or any(n % length for n, length in zip(tokens, lengths, strict=True)):
     raise ValueError(f"variant 'step_tokens' of the experiment: got {tokens_text!r}, wants {wants}")
+  if len(blocks) > len(lengths) + 1:
+    wants = f'at most {len(lengths) + 1} for {len(lengths)} stages'
+    raise ValueError(f"variant 'layers' of the experiment: got {len(blocks)} numbers of blocks, wants {wants}")
   # Where a stage starts is told in steps of the reference batches: of equal tokens, so that equal shares are equal.
   table = [ultra.stage(length, tokens[0] // length, 1.0, 1.0, i / len(lengths)) for i, length in enumerate(lengths)]
   blocks = (blocks[:1] * len(lengths) + blocks[1:])[-len(lengths) :]

@@ -1,4 +1,4 @@
-"""best with one saving off: rows of 2048 tokens from the first step to the last.
+"""best with one saving off: rows of 2048 tokens and all blocks from the first step to the last.
 
 Command:  python -m yxanul.main --config=experiments/best_no_curriculum.py:source=PATH,budget_tokens=11.2e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB

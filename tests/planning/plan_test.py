@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.planning.speed_test import H200, ULTRA, experiment
-from yxanul.planning import check, claims, gpus, plan
+from yxanul.planning import check, claims, flops, gpus, plan
 from yxanul.training.curriculum import Curriculum
 
 
@@ -26,6 +26,16 @@ def test_the_whole_is_the_sum_of_the_stages(ultra):
   assert sum(ultra['parameters'].values()) == total['parameters'] == 196_398_464
   assert total['mfu'] == pytest.approx(total['flops'] / total['seconds'] / 1979e12)
   assert ultra['notes'] == []
+
+
+def test_a_stage_of_some_blocks_computes_as_much_as_the_model_of_those():
+  best = experiment('best.py:layers=7-all')
+  made = plan.make(best, stages_of(best), H200)
+  assert [row['n_layers'] for row in made['stages']] == [7] * 5 + [28]
+  for row, n_layers in ((made['stages'][0], 7), (made['stages'][-1], 28)):
+    small = dataclasses.replace(best.model, n_layers=n_layers)
+    assert row['flops'] == flops.flops_per_token(small, row['seq_len']) * row['tokens']
+    assert row['mfu'] == pytest.approx(row['flops'] / row['seconds'] / H200.peak_flops('fp8'))
 
 
 def test_memory_is_the_sum_of_its_parts_and_leaves_room(ultra):

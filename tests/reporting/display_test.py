@@ -42,6 +42,14 @@ def test_plain_lines_are_ascii_and_say_everything():
   assert all(line.isascii() for line in lines)
 
 
+def test_a_stage_tells_its_blocks_where_their_number_changes():
+  lines = []
+  rows = [row | {'n_layers': n} for row, n in zip(STAGES, (10, 10, 28), strict=True)]
+  with Display(rows, 100_000, log=lines.append, console=Console(file=io.StringIO(), force_terminal=False)) as display:
+    display.update(metrics(10, 1))
+  assert lines[0] == 'stage 1 of 3: length 8, batch 64, 10 blocks, peak learning rate 1e-3'
+
+
 def test_plain_lines_go_to_the_consoles_file_by_default():
   console = Console(file=io.StringIO(), force_terminal=False, width=20)
   with Display(STAGES, 100_000, console=console) as display:

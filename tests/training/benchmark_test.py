@@ -143,13 +143,13 @@ def row(stage: int, share: float, ms: float, busy: float | None = 0.9, **more) -
 def test_the_schedule_is_its_tokens_over_its_time():
   """1,000 tokens in 10 ms for a quarter of the tokens, in 40 ms for the rest: 4000 tokens take 10 + 120 ms."""
   model = tiny.spec().model
-  result = schedule([row(1, 0.25, 10, busy=0.5), row(2, 0.75, 40, busy=1.0)], model, 1e12, n_stages=2)
+  result = schedule([row(1, 0.25, 10, busy=0.5, n_layers=1), row(2, 0.75, 40, busy=1.0)], model, 1e12, n_stages=2)
   assert result['complete']
   assert result['tokens_per_second'] == pytest.approx(4000 / 0.130)
   assert result['tokens_per_second_p10'] == pytest.approx(4000 / 0.143)
   assert result['bytes_per_second'] == pytest.approx((1000 * 2 + 3000 * 4) / 0.130)
   assert result['gpu_busy'] == pytest.approx((10 * 0.5 + 120) / 130)
-  operations = 1000 * flops.flops_per_token(model, 8) + 3000 * flops.flops_per_token(model, 16)
+  operations = 1000 * flops.flops_per_token(dataclasses.replace(model, n_layers=1), 8) + 3000 * flops.flops_per_token(model, 16)
   assert result['mfu'] == pytest.approx(operations / 0.130 / 1e12)
 
 
@@ -217,12 +217,13 @@ def test_a_process_that_is_gone_ends_the_benchmark():
 
 
 def test_real_steps_are_timed(prepared):
-  spec, told, saved = tiny.spec(), [], []
+  spec, told, saved = tiny.spec(**{f'curriculum__stages[{i}]__n_layers': 1 for i in range(3)}), [], []
   result = measure(spec, [2, 9], prepared, CPU, SHORT, told.append, lambda r: saved.append(len(r['stages'])))
   assert [r['stage'] for r in result['stages']] == [2, 9]
   shares = token_shares(spec.curriculum)
   for r, stage in zip(result['stages'], (spec.curriculum.stages[1], spec.curriculum.stages[8]), strict=True):
     assert (r['seq_len'], r['batch_size'], r['n']) == (stage.seq_len, stage.batch_size, 2)
+    assert r['n_layers'] == (1 if r['stage'] == 2 else 2)
     assert r['token_share'] == shares[r['stage'] - 1]
     assert 0 < r['ms_p10'] <= r['ms'] <= r['ms_p90']
     assert r['tokens_per_second'] == pytest.approx(1e3 * stage.tokens_per_step / r['ms'])

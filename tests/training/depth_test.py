@@ -1,6 +1,7 @@
 """Stages that run the first blocks alone: a step of theirs is a smaller model's, and leaves the other blocks as they are."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from tests import tiny
 from tests.training.step_test import FP8, FP32, TEXT, clone, rates
 from yxanul import run
 from yxanul.kernels import fp8
+from yxanul.optim.adamw import adamw
 from yxanul.optim.build import build
-from yxanul.training import depth
+from yxanul.optim.transform import Hyper
+from yxanul.planning.flops import flops_per_token
+from yxanul.training import benchmark, depth
 from yxanul.training.state import flatten, init_state
 from yxanul.training.step import calibrate, is_fp8, make_eval_step, make_train_step
 from yxanul.training.validation import Validation
@@ -28,7 +32,7 @@ def made(engines, blocks, n_layers=0):
   stages = spec.curriculum.stages
   stages = (dataclasses.replace(stages[0], n_layers=n_layers), *stages[1:])
   spec = dataclasses.replace(spec, curriculum=dataclasses.replace(spec.curriculum, stages=stages))
-  optimizer = build(spec.optimizer, spec.model)
+  optimizer = build(spec.optimizer, spec.model, joining=spec.grows)
   fp8_state = fp8.init(spec.model, spec.precision) if is_fp8(engines) else {}
   state = init_state(spec, optimizer, fp8_state, torch.device('cpu'))
   shape = (stages[0].batch_size, stages[0].seq_len + 1)
@@ -70,7 +74,7 @@ def test_a_step_of_one_block_is_that_of_the_model_that_has_one(engines, blocks):
     assert torch.equal(of_one_block(state.params)[path], x), path
     assert not torch.equal(x, of_one_block(before.params)[path]), path
   mine, theirs = of_one_block(state.opt_state), flatten(small_state.opt_state)
-  assert mine.keys() == theirs.keys()
+  assert {path for path in mine if '/counts/' not in path} == theirs.keys()
   assert all(torch.equal(mine[path], x) for path, x in theirs.items())
 
 
@@ -90,6 +94,7 @@ def test_the_other_blocks_stay_until_they_join(engines, blocks):
     assert not torch.equal(after[path][:1], before[path][:1]), path
   if is_fp8(engines):
     assert torch.equal(state.fp8_state['scale'][1:], before['fp8_state/scale'][1:])
+  assert state.loss_state['seq_len'] == spec.curriculum.stages[0].seq_len + 0.5  # half of the blocks
   second = spec.curriculum.stages[1]
   tokens = torch.arange(second.batch_size * (second.seq_len + 1)).view(second.batch_size, -1).int() % 511
   state, _ = steps[1](state, tokens, *rates())
@@ -97,7 +102,7 @@ def test_the_other_blocks_stay_until_they_join(engines, blocks):
     assert not torch.equal(flatten(state)[path][1:], before[path][1:]), path
 
 
-def test_a_run_scores_held_out_text_with_the_blocks_that_run(tmp_path, monkeypatch):
+def test_a_run_scores_held_out_text_and_counts_its_work_with_the_blocks_that_run(tmp_path, monkeypatch):
   scored, score = [], Validation.__call__
 
   def counted(self, params, fp8_state, seq_len):
@@ -105,11 +110,16 @@ def test_a_run_scores_held_out_text_with_the_blocks_that_run(tmp_path, monkeypat
     return score(self, params, fp8_state, seq_len)
 
   monkeypatch.setattr(Validation, '__call__', counted)
+  monkeypatch.setattr(run, 'peak_flops', lambda *_: 1e12)
   spec = tiny.spec(**fields(dict.fromkeys(range(8), 1)))
   assert run.run(spec, tmp_path / 'run') == 0
   lines = [line for line in tiny.metrics(tmp_path / 'run') if 'val_bpb' in line]
   assert [n for _, n in scored] == [1 if line['stage'] <= 8 else 2 for line in lines]
   assert {line['stage'] for line in lines} == set(range(1, 11))
+  trained = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines() if '"mfu"' in line]
+  for line in trained:
+    model = spec.model_of(spec.curriculum.stages[line['stage'] - 1])
+    assert line['mfu'] == pytest.approx(line['tokens_per_second'] * flops_per_token(model, line['seq_len']) / 1e12)
 
 
 def test_scores_with_one_block_are_those_of_the_model_that_has_one():
@@ -136,8 +146,8 @@ def test_views_are_of_block_leaves_alone_and_can_be_undone():
 
 
 WRONG = [
-  ({0: 3}, r'config\.curriculum\.stages\[0\]\.n_layers: got 3, wants at least the 1 .* and at most the 2 of the model'),
-  ({1: 1}, r'config\.curriculum\.stages\[1\]\.n_layers: got 1, wants at least the 2 of the stage before'),
+  ({0: 3}, r'config\.curriculum\.stages\[0\]\.n_layers: got 3, wants at least 1 and at most the 2 of the model'),
+  ({1: 1}, r'config\.curriculum\.stages\[1\]\.n_layers: got 1, wants at least 2, as many as the stage before,'),
   ({0: -1}, r'config\.curriculum\.stages\[0\]\.n_layers: got -1, wants a number of blocks, or 0 for all'),
   (dict.fromkeys(range(10), 1), r'stages\[9\]\.n_layers: got 1, wants 2: all blocks run in the last stage'),
 ]
@@ -147,6 +157,27 @@ WRONG = [
 def test_what_cannot_be_is_refused(n_layers, message):
   with pytest.raises(ValueError, match=message):
     tiny.spec(**fields(n_layers))
+
+
+def test_a_few_stages_may_be_looked_at_alone():
+  spec = tiny.spec(**fields({0: 1, 1: 1}))
+  (stage,) = benchmark.narrowed(spec, [2]).curriculum.stages
+  assert spec.model_of(stage).n_layers == 1
+
+
+def test_adamw_takes_a_block_that_joins_as_it_took_the_first():
+  """With a constant gradient AdamW moves by the rate, in a block's first step as in any, and whenever it comes in."""
+  name = 'blocks.up.weight'
+  optimizer = adamw(0.9, 0.999, 1e-8, {name: 0.0}, {name: 1.0}, joining=True)
+  params = {name: torch.zeros(2, 3, 4)}
+  state, (lr, max_norm) = optimizer.init(params), rates()
+  hyper = Hyper(lr, max_norm, torch.tensor(1.0), torch.tensor(1.0))
+  for n in (1,) * 30 + (2,) * 3:
+    part = depth.first(params, n)
+    updates, new = optimizer.update({name: torch.full_like(part[name], 0.1)}, depth.first(state, n), part, hyper)
+    state = depth.restore(new, state)
+    torch.testing.assert_close(updates[name], torch.full_like(part[name], -1e-3), rtol=1e-4, atol=0.0)
+  assert state['counts'][name].tolist() == [33, 3]
 
 
 def test_the_state_of_the_optimizer_is_whole_where_blocks_join():

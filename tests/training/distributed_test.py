@@ -14,7 +14,8 @@ from yxanul.model import transformer
 from yxanul.training.distributed import Processes, Reduction, join
 
 SHARED = tiny.spec().curriculum.stages[:6]  # the later stages have odd rows
-KEYS = [('fp32', 1), ('fp32', 2), ('reference', 1), ('reference', 2)]
+# Engine, pieces that the rows go through in, blocks that run.
+KEYS = [(engine, *shape) for engine in ('fp32', 'reference') for shape in ((1, 2), (2, 2), (2, 1))]
 
 
 @pytest.fixture(scope='module')

@@ -48,6 +48,11 @@ def test_what_no_cpu_finishes_is_told_before_its_text_is_fetched():
   ultra, gpu = convert.from_config(registry.load('experiments/ultra.py')), Capabilities('cuda', 'NVIDIA H200')
   (finding,) = preflight.check_device(ultra, Capabilities('cpu', 'CPU'))
   assert (finding.level, finding.text.startswith('no GPU'), finding.text.endswith('40 days')) == ('problem', True, True)
+  *first, last = ultra.curriculum.stages
+  stages = (*(dataclasses.replace(stage, n_layers=1) for stage in first), last)
+  grows = dataclasses.replace(ultra, curriculum=dataclasses.replace(ultra.curriculum, stages=stages))
+  (finding,) = preflight.check_device(grows, Capabilities('cpu', 'CPU'))
+  assert int(finding.text.split()[-2]) < 20
   assert not list(preflight.check_device(ultra, gpu))
   assert not list(preflight.check_device(tiny.spec(), Capabilities('cpu', 'CPU')))
 

@@ -17,6 +17,7 @@ from yxanul.training.trainer import Trainer, set_up_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
 RUN = {'training__execution': 'graph', 'curriculum__budget_tokens': 40_000}
+RUN |= {f'curriculum__stages[{i}]__n_layers': 1 for i in range(4)}  # the second block joins
 MODEL = {
   'model__head_dim': 64,
   'model__n_heads': 2,

@@ -72,7 +72,9 @@ def from_config(config: Any) -> ExperimentSpec:
   Raises:
     ValueError: one line naming the first field that is unknown, missing, of the wrong type or out of range.
   """
-  return _build(ExperimentSpec, config, '')
+  spec = _build(ExperimentSpec, config, '')
+  spec.ends_whole()
+  return spec
 
 
 def from_saved(config: Any) -> ExperimentSpec:
@@ -81,7 +83,12 @@ def from_saved(config: Any) -> ExperimentSpec:
   Raises:
     ValueError: as `from_config`, but for missing fields.
   """
-  return from_config(_completed(ExperimentSpec, config))
+  return from_config(completed(config))
+
+
+def completed(config: Any) -> Any:
+  """What a config.json holds, with the defaults of fields that are newer than the file; nothing is validated."""
+  return _completed(ExperimentSpec, config)
 
 
 def _completed(kind: Any, value: Any) -> Any:
@@ -93,7 +100,7 @@ def _completed(kind: Any, value: Any) -> Any:
     }
     return defaults | {name: _completed(hints.get(name), item) for name, item in value.items()}
   if get_origin(kind) is tuple and isinstance(value, tuple | list):
-    return tuple(_completed(get_args(kind)[0], item) for item in value)
+    return [_completed(get_args(kind)[0], item) for item in value]
   return value
 
 

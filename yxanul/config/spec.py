@@ -323,16 +323,29 @@ class ExperimentSpec:
     """The model with the blocks that run in this stage."""
     return dataclasses.replace(self.model, n_layers=stage.n_layers) if stage.n_layers else self.model
 
+  @property
+  def grows(self) -> bool:
+    """Whether some blocks join in a later stage."""
+    return any(self.model_of(stage) != self.model for stage in self.curriculum.stages)
+
+  def ends_whole(self) -> None:
+    """That all blocks run in the last stage: asked of an experiment, not of a few of its stages.
+
+    Raises:
+      ValueError: they do not.
+    """
+    last = len(self.curriculum.stages) - 1
+    n, wants = self.model_of(self.curriculum.stages[last]).n_layers, f'{self.model.n_layers}: all blocks run in the last stage'
+    require(n == self.model.n_layers, f'curriculum.stages[{last}].n_layers', n, wants)
+
   def _validate_depth(self):
-    least = 1
+    least, before = 1, ''
     for i, stage in enumerate(self.curriculum.stages):
-      n, name = self.model_of(stage).n_layers, f'curriculum.stages[{i}].n_layers'
-      wants = f'at least the {least} of the stage before and at most the {self.model.n_layers} of the model'
-      require(least <= n <= self.model.n_layers, name, n, wants)
-      least = n
-    name = f'curriculum.stages[{len(self.curriculum.stages) - 1}].n_layers'
-    require(least == self.model.n_layers, name, least, f'{self.model.n_layers}: all blocks run in the last stage')
-    if any(self.model_of(stage) != self.model for stage in self.curriculum.stages):
+      n = self.model_of(stage).n_layers
+      wants = f'at least {least}{before} and at most the {self.model.n_layers} of the model'
+      require(least <= n <= self.model.n_layers, f'curriculum.stages[{i}].n_layers', n, wants)
+      least, before = n, ', as many as the stage before,'
+    if self.grows:
       wants = 'False where blocks join in later stages (curriculum.stages[].n_layers)'
       require(not self.training.shard_optimizer, 'training.shard_optimizer', True, wants)
 

@@ -13,13 +13,18 @@ from yxanul.optim.transform import Transform, chain, clip_by_global_norm, only
 
 
 def build(
-  spec: OptimizerSpec, model: ModelSpec, parts_V2: Tensor | None = None, device: torch.device | None = None
+  spec: OptimizerSpec,
+  model: ModelSpec,
+  parts_V2: Tensor | None = None,
+  device: torch.device | None = None,
+  joining: bool = False,
 ) -> Transform:
   """Clipping, then each group's optimizer over its parameters, with the group's weight decay and rate.
 
   Args:
     parts_V2: of the tokenizer's entries, as `inheriting` has them; wanted where `spec.inheritance` is not 0.
     device: of the parameters, wanted there too.
+    joining: blocks may join late.
 
   Raises:
     ValueError: the groups do not cover the parameters, or give Muon something that is no block matrix.
@@ -30,7 +35,7 @@ def build(
   names = {kind: [name for name, group in groups.items() if group.optimizer == kind] for kind in ('adamw', 'muon')}
   transforms = [clip_by_global_norm()]
   if names['adamw']:
-    rest = only(adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier), names['adamw'])
+    rest = only(adamw(spec.beta1, spec.beta2, spec.eps, decay, multiplier, joining), names['adamw'])
     if spec.inheritance:
       assert parts_V2 is not None
       rest = inheriting(rest, 'embedding.table', parts_V2, spec.inheritance, device)

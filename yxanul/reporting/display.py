@@ -33,7 +33,8 @@ class Display:
     log: Callable[[str], None] | None = None,
     console: Console | None = None,
   ):
-    """Takes the rows that `tables.stage_table` takes ('stage', 'seq_len', 'batch_size', 'lr' are read), in order.
+    """Takes the rows that `tables.stage_table` takes ('stage', 'seq_len', 'n_layers' if any, 'batch_size', 'lr' are
+    read), in order.
 
     `price_per_hour` is in dollars, of the whole machine. `log` receives the plain lines (default: the console's file, flushed);
     it is not used on a terminal.
@@ -127,9 +128,11 @@ class Display:
 
   def _stage_line(self) -> str:
     row = self._stages[self._stage]
+    grows = len({stage.get('n_layers') for stage in self._stages.values()}) > 1
     return (
       f'stage {self._stage} of {len(self._stages)}: length {row["seq_len"]:,}, batch {row["batch_size"]:,}, '
-      f'peak learning rate {numbers.rate(row["lr"])}'
+      + (f'{row["n_layers"]} blocks, ' if grows else '')
+      + f'peak learning rate {numbers.rate(row["lr"])}'
     )
 
   def _share(self) -> float:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from yxanul.config.convert import is_saved
+from yxanul.config.convert import completed, is_saved
 
 Line = dict[str, Any]
 
@@ -65,7 +65,7 @@ def read_run(workdir: Path) -> RunFiles:
   lines = _read_lines(metrics) if metrics.is_file() else []
   return RunFiles(
     workdir=workdir,
-    config=config,
+    config=completed(config),  # so that runs from before a field and after it are alike
     training=[line for line in lines if 'loss' in line],
     evaluations=[line for line in lines if 'val_bpb' in line],
     rollbacks=[line for line in lines if 'to_step' in line],
@@ -95,7 +95,7 @@ def stage_rows(run: RunFiles) -> list[dict[str, Any]]:
       {
         'stage': number,
         'seq_len': stage['seq_len'],
-        'n_layers': stage.get('n_layers') or run.config['model']['n_layers'],  # older runs have no such field
+        'n_layers': stage['n_layers'] or run.config['model']['n_layers'],
         'batch_size': stage['batch_size'],
         'start_tokens': before['tokens'],
         'start_seconds': before['seconds'],

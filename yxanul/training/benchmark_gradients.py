@@ -24,6 +24,7 @@ from yxanul.config.spec import ExperimentSpec
 from yxanul.data.prepare import Prepared
 from yxanul.kernels.capabilities import Capabilities, Engines, choose_engines
 from yxanul.optim.schedule import learning_rate
+from yxanul.training import depth
 from yxanul.training.benchmark import narrowed
 from yxanul.training.curriculum import Curriculum, Stage
 from yxanul.training.step import differentiate, fp8_numerics, is_fp8, plain_numerics
@@ -66,7 +67,8 @@ def measure(
 
 def compare(trainer: Trainer, stage: Stage, tokens: Tensor) -> Row:
   """The comparison at the trainer's state: 'parameters' by name, and the worst of each figure with its name."""
-  spec, params = trainer.spec, trainer.state.params
+  spec, n_layers = trainer.spec, trainer.spec.model_of(stage.spec).n_layers
+  params = depth.first(trainer.state.params, n_layers)
   engines = dataclasses.replace(trainer.engines, attention=trainer.choices()['attention'][stage.index])
   rows = stage.spec.batch_size
   pieces = next(
@@ -102,7 +104,7 @@ def compare(trainer: Trainer, stage: Stage, tokens: Tensor) -> Row:
     f'{name}[{i}]': cosine(in_fp8[name][i], exact[name][i])
     for name in params
     if name.startswith('blocks.')
-    for i in range(spec.model.n_layers)
+    for i in range(n_layers)
   }
   layer = min(layers, key=layers.get)
   zero = [name for name, gradient in in_fp8.items() if not gradient.any()]

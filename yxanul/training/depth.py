@@ -2,8 +2,8 @@
 
 A model that is young learns as much from a token with few blocks as with many, and a step of few is short (Gong et al. 2019,
 http://proceedings.mlr.press/v97/gong19a.html; with a constant rate and Muon, Bu 2025, arXiv 2511.04981). A block that joins has
-residual outputs scaled by 1/sqrt(2 L), so where the stream is large it changes next to nothing at first, and its momentum is
-zero. Until then it has no gradient, no update and no weight decay.
+residual outputs scaled by 1/sqrt(2 L), so where the stream is large it changes next to nothing at first; its momentum is zero,
+and AdamW counts its steps from there. Until then it has no gradient, no update and no weight decay.
 
 Block parameters, their gradients and what the optimizer keeps of them are stacked by layer, so the first n are a view of them.
 """

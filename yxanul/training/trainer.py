@@ -110,7 +110,7 @@ class Trainer:
     self.reduction = Reduction(processes.world, device) if processes.world > 1 else None
     self.text = Text(prepared.tokenizer.end_of_text_id, torch.from_numpy(prepared.tokenizer.token_bytes).to(device))
     parts_V2 = _parts(prepared.tokenizer, spec.model.vocab_size) if spec.optimizer.inheritance else None
-    self.optimizer = build(spec.optimizer, spec.model, parts_V2, device)
+    self.optimizer = build(spec.optimizer, spec.model, parts_V2, device, spec.grows)
     fp8_state = fp8.init(spec.model, spec.precision, device) if is_fp8(engines) else {}
     self._sharding = sharding_for(spec, processes)
     self.state = init_state(spec, self.optimizer, fp8_state, device, self._sharding.own, parts_V2)
@@ -221,8 +221,10 @@ class Trainer:
   def _calibrate(self) -> None:
     first = self.curriculum.stages[0]
     rows = first.spec.batch_size // self.processes.world
-    # Calibration runs without FP8 and unfused, which keeps some three times as much: parts a quarter as large.
-    parts = [n for n in range(min(4 * self._pieces[0], rows), rows + 1) if rows % n == 0]
+    # Calibration runs without FP8 and unfused, which keeps some three times as much, and through all blocks: the parts that the
+    # first stage goes through in are a quarter as large, and smaller by the blocks that join later.
+    more = math.ceil(self.spec.model.n_layers / self.spec.model_of(first.spec).n_layers)
+    parts = [n for n in range(min(4 * more * self._pieces[0], rows), rows + 1) if rows % n == 0]
 
     def run(reduction: Reduction | None) -> TrainState:
       arguments = (self.state, self._first_tokens(first), first.spec, self.spec, self.engines, self.text)
