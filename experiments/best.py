@@ -4,8 +4,8 @@ Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Result:   bits per byte after 31 and 102 s of training (20.6M and 68.6M tokens; two seeds, one): 1.358, 1.222. GPT-2 in FP32
           comes to 1.657 in 450 s and to 1.391 in 1,201, `best` of 30 s in 5.3 and 18.9: 85.3 and 63.5 times as soon. GPT-2
-          in BF16, hardly tuned, comes to 1.357 in 125 s, `best` in 34; to 1.170 in 464 s, where `best` has not come in the
-          runs there are (records/2026-11-30_ablate)
+          in BF16, hardly tuned, comes to 1.357 in 125 s, `best` in 34; to 1.170 in 464 s, for which `best` as it is now has not
+          been run, and with all blocks throughout took 331 (records/2026-11-30_ablate)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
@@ -18,7 +18,8 @@ Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 
 All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. What was asked
 since, for 30 and 100 s or longer (records/2026-11-30_ablate):
 - ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of 256:
-  0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are as good, growing twice is worse, the later the better. How
+  0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are nearly as good (seven perhaps
+  better after 30 s), growing twice is worse, the later the better. How
   much the blocks that join add in so short a run is not known; a run of hours may want them earlier;
 and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=256-512-1024-2048,layers=all`):
 - entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that
