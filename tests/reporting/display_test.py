@@ -137,6 +137,20 @@ def test_a_narrow_terminal_breaks_no_figure(width):
     assert part in text[text.rindex('stage 2/3') :]
 
 
+def test_time_left_weighs_later_stages_by_their_work():
+  work = ((10_000, 1.0), (20_000, 1.5), (30_000, 4.0))
+  rows = [row | {'tokens': n, 'flops_per_token': flops} for row, (n, flops) in zip(STAGES, work, strict=True)]
+  display = Display(rows, 60_000, log=lambda line: None, console=Console(file=io.StringIO(), force_terminal=False))
+  display.update(metrics(2, 1))
+  display.update(metrics(4, 1))  # 2,000 tokens in a second
+  assert display.seconds_left() == pytest.approx((6_000 + 20_000 * 1.5 + 30_000 * 4.0) / 2_000)
+  display.update(metrics(20, 2))
+  display.update(metrics(22, 2))
+  assert display.seconds_left() == pytest.approx((8_000 + 30_000 * 4.0 / 1.5) / 2_000)
+  display.update(metrics(60, 3))
+  assert display.seconds_left() == 0
+
+
 def test_time_left_follows_the_clock_of_the_current_stage_and_of_a_resumed_run():
   display = Display(STAGES, 100_000, log=lambda line: None, console=Console(file=io.StringIO(), force_terminal=False))
   assert display.seconds_left() is None

@@ -33,8 +33,8 @@ class Display:
     log: Callable[[str], None] | None = None,
     console: Console | None = None,
   ):
-    """Takes the rows that `tables.stage_table` takes ('stage', 'seq_len', 'n_layers' if any, 'batch_size', 'lr' are
-    read), in order.
+    """Takes the rows that `tables.stage_table` takes ('stage', 'seq_len', 'batch_size', 'lr' are read, and, where there
+    are such, 'n_layers', and 'tokens' with 'flops_per_token'), in order.
 
     `price_per_hour` is in dollars, of the whole machine. `log` receives the plain lines (default: the console's file, flushed);
     it is not used on a terminal.
@@ -108,7 +108,7 @@ class Display:
   def seconds_left(self) -> float | None:
     """Wall time to the end of the budget at the present pace, evaluations and checkpoints included; None before it is known.
 
-    The pace of the current stage stands for all that follow.
+    The pace of the current stage stands for all that follow, in FLOPs where the rows tell them, or else in tokens.
     """
     if self._metrics is None:
       return None
@@ -116,12 +116,23 @@ class Display:
 
   def _seconds_to(self, tokens: int) -> float | None:
     """Until that many tokens are consumed, at the present pace."""
-    left_tokens = max(0, tokens - self._metrics['tokens'])
+    left_tokens = self._left(tokens)
     (first_seconds, first_tokens), (last_seconds, last_tokens) = self._pace[0], self._pace[-1]
     if last_seconds > first_seconds and last_tokens > first_tokens:
       return left_tokens * (last_seconds - first_seconds) / (last_tokens - first_tokens)
     speed = self._metrics['tokens_per_second']
     return left_tokens / speed if speed else None
+
+  def _left(self, tokens: int) -> float:
+    """Tokens until then, those of a later stage counted as often as they are the work of one of the present stage."""
+    now, present = self._metrics['tokens'], self._stages[self._stage].get('flops_per_token')
+    if not present:
+      return max(0, tokens - now)
+    left = end = 0
+    for row in self._stages.values():
+      start, end = end, end + row['tokens']
+      left += max(0, min(end, tokens) - max(start, now)) * row['flops_per_token'] / present
+    return left
 
   def _print_line(self, text: str) -> None:
     print(text, file=self._console.file, flush=True)

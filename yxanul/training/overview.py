@@ -6,6 +6,7 @@ from typing import Any
 from yxanul.config.groups import optimizer_groups
 from yxanul.config.spec import ExperimentSpec
 from yxanul.planning import memory
+from yxanul.planning.flops import flops_per_token
 from yxanul.training.curriculum import Curriculum, token_shares
 
 
@@ -25,6 +26,7 @@ def stage_rows(spec: ExperimentSpec, curriculum: Curriculum) -> list[dict[str, A
         'tokens_per_step': stage.spec.tokens_per_step,
         'steps': stage.n_steps,
         'tokens': stage.end_tokens - stage.start_tokens,
+        'flops_per_token': flops_per_token(spec.model_of(stage.spec), stage.spec.seq_len),
         'share_start': sum(shares[: stage.index]),
         'lr_scale': stage.spec.lr_scale,
         'lr': spec.optimizer.peak_lr * stage.lr_factor,
