@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -100,6 +101,22 @@ def test_the_other_blocks_stay_until_they_join(engines, blocks):
   state, _ = steps[1](state, tokens, *rates())
   for path in later:
     assert not torch.equal(flatten(state)[path][1:], before[path][1:]), path
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile on a CPU needs g++')
+def test_a_compiled_update_writes_through_its_views():
+  """Or the moments that a checkpoint takes would stay zero."""
+  spec, state, optimizer, tokens = made(FP32, 'muon', n_layers=1)
+  stage, compiled = spec.curriculum.stages[0], optimizer._replace(update=torch.compile(optimizer.update, dynamic=False))
+  states = [state, clone(state)]
+  for i, each in enumerate((optimizer, compiled)):
+    step = make_train_step(spec, stage, each, FP32, TEXT)
+    for _ in range(2):
+      states[i], _ = step(states[i], tokens, *rates())
+  eager, fused = map(flatten, states)
+  for path, leaf in eager.items():
+    torch.testing.assert_close(fused[path], leaf, rtol=1e-2, atol=1e-5, msg=path)
+  assert fused['opt_state/2/momentum/blocks.gate_up.weight'][:1].any()
 
 
 def test_a_run_scores_held_out_text_and_counts_its_work_with_the_blocks_that_run(tmp_path, monkeypatch):
