@@ -17,10 +17,10 @@ Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 
 - a constant rate, then a linear decay to zero over the last 60 %.
 All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. What was asked
 since, for 30 and 100 s or longer (records/2026-11-30_ablate):
-- ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of 256:
-  0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are nearly as good (seven perhaps better after 30 s), growing
-  twice is worse, the later the better. How much the blocks that join add in so short a run is not known; a run of hours may
-  want them earlier;
+- ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of
+  256: 0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are nearly as good (seven perhaps better after 30 s),
+  growing twice is worse, the later the better. In a copy with 1.2M parameters blocks that join so late add nothing
+  (records/2026-11-30_small-copy): in short runs ten may be all that counts, and a run of hours may want the others earlier;
 and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=256-512-1024-2048,layers=all`):
 - entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that
   it had: 0.077 lower after 30 s, 0.021 after 100, 0.006 after 450, of which the last may be chance. After 30 s a share of 0.9
