@@ -68,10 +68,12 @@ def test_another_stage_starts_afresh():
   assert run([6.0], seq_len=16, state=state)[0] == [0]
 
 
-def test_more_blocks_start_afresh():
-  _, state = run([2.0] * 100, seq_len=8.5)  # half of the blocks do not run
+@pytest.mark.parametrize('kind', [8.5, 8 + 18 / 28])  # the second is no FP32 number
+def test_more_blocks_start_afresh(kind):
+  _, state = run([2.0] * 100, seq_len=kind)
+  assert state['count'] == 100
   assert run([3.5] * 60, seq_len=8, state=state)[0] == []
-  assert run([3.5], seq_len=8.5, state=state)[0] == [0]
+  assert run([3.5], seq_len=kind, state=state)[0] == [0]
 
 
 def test_a_loss_that_doubles_is_a_spike_from_the_first_step_of_a_stage():

@@ -1,8 +1,9 @@
 """Sums of weighted rows, bag by bag: torch's `embedding_bag` where there is no Triton, a kernel of our own on a GPU.
 
 Bags are uneven: most have one to four rows, some hundreds. `embedding_bag` reads a bag row by row, each read waiting for the
-one before: 0.5 to 0.9 ms on an H200 for the 1.56M rows of ultra's table, whose bytes take 0.1 ms. The kernel reads eight at a
-time (not timed yet). Both add a bag up in one fixed order, which cuSPARSE's product of a sparse matrix does not promise.
+one before: 0.5 to 0.9 ms on an H200 for the 1.56M rows of ultra's table (records/2026-11-30_ablate), whose bytes take 0.1 ms.
+The kernel reads eight at a time (not timed yet). Both add a bag up in one fixed order, which cuSPARSE's product of a sparse
+matrix does not promise.
 
 Shapes: U rows of H columns, B bags, E rows in all bags together.
 """

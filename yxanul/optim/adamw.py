@@ -27,9 +27,9 @@ def adamw(
 
   def init(params: Tree) -> State:
     device = next(iter(params.values())).device
-    counts = {name: torch.zeros(len(p), device=device) for name, p in params.items() if name.startswith('blocks.')}
+    own = {name: torch.zeros(len(p), device=device) for name, p in params.items() if joining and name.startswith('blocks.')}
     return {
-      **({'counts': counts} if joining else {}),
+      **({'counts': own} if own else {}),
       'count': torch.zeros((), dtype=torch.float32, device=device),
       'first': {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()},
       'second': {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()},
