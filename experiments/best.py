@@ -34,7 +34,7 @@ and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=2
 One seed each.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
-stages, the first number of all before them too ('7-14-all'); `step_tokens`, of all or of each ('16384-32768'); `lr`, of the
+stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of all or of each ('16384-32768'); `lr`, of the
 blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum` and `weight_decay`, of Muon;
 `beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
 """
@@ -45,10 +45,11 @@ from experiments import ultra
 from yxanul.config.variants import parse_variant, whole_numbers
 
 
-def stages(lengths_text: str, tokens_text: str, blocks: list[int]) -> tuple[ConfigDict, ...]:
+def stages(lengths_text: str, tokens_text: str, blocks: list[int], last_share: float) -> tuple[ConfigDict, ...]:
   """Stages of these lengths ('512-2048') with equal shares of the tokens, and steps of so many tokens, one number or one each.
 
-  `blocks` run in the last stages, its first number in all stages before them too. Where steps grow, the rate does not.
+  `blocks` run in the last stages, its first number in all stages before them too. `last_share`, where it is not 0, is the last
+  stage's share of the tokens. Where steps grow, the rate does not.
   """
   lengths = whole_numbers(lengths_text, 'lengths', 'lengths of rows, such as 512-2048')
   wants = f'tokens of a step, such as 32768, or one for each of {len(lengths)} stages, in whole rows'
@@ -60,8 +61,12 @@ def stages(lengths_text: str, tokens_text: str, blocks: list[int]) -> tuple[Conf
   if len(blocks) > len(lengths) + 1:
     wants = f'at most {len(lengths) + 1} for {len(lengths)} stages'
     raise ValueError(f"variant 'layers' of the experiment: got {len(blocks)} numbers of blocks, wants {wants}")
+  if not 0 <= last_share < 1 or (last_share and len(lengths) == 1):
+    wants = 'a share between 0 and 1 of the last of several stages; 0: as much as the others'
+    raise ValueError(f"variant 'last_share' of the experiment: got {last_share:g}, wants {wants}")
+  share = (1 - last_share) / (len(lengths) - 1) if last_share else 1 / len(lengths)
   # Where a stage starts is told in steps of the reference batches: of equal tokens, so that equal shares are equal.
-  table = [ultra.stage(length, tokens[0] // length, 1.0, 1.0, i / len(lengths)) for i, length in enumerate(lengths)]
+  table = [ultra.stage(length, tokens[0] // length, 1.0, 1.0, i * share) for i, length in enumerate(lengths)]
   blocks = (blocks[:1] * len(lengths) + blocks[1:])[-len(lengths) :]
   for stage, n, n_layers in zip(table, tokens, blocks, strict=True):
     stage.batch_size, stage.n_layers = n // stage.seq_len, n_layers
@@ -83,6 +88,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     step_tokens='32768',
     lengths='64-128-256-512-1024-2048',
     layers='10-all',
+    last_share=0.0,
     lr=2.4e-3,
     table_lr=1.25,
     projection_lr=0.66,
@@ -100,7 +106,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.model.input_scale = variant['input_scale']
   config.model.projection_std = variant['projection_std']
   config.curriculum.stages = stages(
-    variant['lengths'], variant['step_tokens'], layers(variant['layers'], config.model.n_layers)
+    variant['lengths'], variant['step_tokens'], layers(variant['layers'], config.model.n_layers), variant['last_share']
   )
 
   optimizer = config.optimizer
