@@ -34,9 +34,10 @@ and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=2
 One seed each.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
-stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of all or of each ('16384-32768'); `lr`, of the
-blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`; `momentum` and `weight_decay`, of Muon;
-`beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
+stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of
+all or of each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
+`momentum` and `weight_decay`, of Muon; `beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of
+the table.
 """
 
 from ml_collections import ConfigDict

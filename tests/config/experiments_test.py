@@ -117,7 +117,7 @@ def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
 def test_the_last_stage_of_best_takes_the_share_of_the_tokens_that_it_is_given():
   assert token_shares(spec(f'best:{FOUR},last_share=0.1').curriculum) == pytest.approx([0.3, 0.3, 0.3, 0.1])
   for wrong in ('last_share=1', 'last_share=-0.1', 'last_share=0.1,lengths=2048,layers=all'):
-    with pytest.raises(ValueError, match="'last_share' of the experiment: got .*, wants a share between 0 and 1 of the last of"):
+    with pytest.raises(ValueError, match=r"'last_share' of the experiment: got .*, wants a share between 0 and 1"):
       spec(f'best:{wrong}')
 
 
