@@ -26,14 +26,17 @@ def bags(sizes, n_rows, width, seed=0):
   return [t.to(DEVICE) for t in (x, rows, sizes.cumsum(0) - sizes, weights)], sums
 
 
-# Bags shorter and longer than what the kernel reads at a time, a last one of any size, and rows that are no power of two.
+# Bags shorter and longer than what the kernel reads at a time, programs with bags of every length and with too few, a last one
+# of any size, and rows that are no power of two.
 CASES = [([1, 3, 8, 9, 256, 1, 40], 50, 64), ([5], 7, 16), ([17, 2], 3, 12), ([1] * 30, 30, 1)]
 
 
 @pytest.mark.parametrize('triton', [False, True], ids=['torch', 'triton'])
+@pytest.mark.parametrize('numbers', [torch.int32, torch.int64], ids=['int32', 'int64'])
 @pytest.mark.parametrize(('sizes', 'n_rows', 'width'), CASES)
-def test_every_bag_is_the_sum_of_its_weighted_rows(sizes, n_rows, width, triton):
-  arguments, wants = bags(sizes, n_rows, width)
+def test_every_bag_is_the_sum_of_its_weighted_rows(sizes, n_rows, width, numbers, triton):
+  (x, rows, starts, weights), wants = bags(sizes, n_rows, width)
+  arguments = x, rows.to(numbers), starts.to(numbers), weights
   function = bag_sums
   if triton:
     pytest.importorskip('triton', reason='needs triton')

@@ -71,12 +71,12 @@ def start(table_VR: Tensor, parts_V2: Tensor, share: float) -> Tensor:
 class _Matrix(NamedTuple):
   """A sparse matrix over half rows, in every row of which there is something."""
 
-  columns: Tensor  # int64: those of one row side by side
+  columns: Tensor  # int32: those of one row side by side
   weights: Tensor  # FP32, of the same length
-  runs: Tensor  # int64: where in `columns` stretches begin, each of one row
-  run_numbers: Tensor  # int64: 0, 1, ... as many as there are runs
+  runs: Tensor  # int32: where in `columns` stretches begin, each of one row
+  run_numbers: Tensor  # int32: 0, 1, ... as many as there are runs
   ones: Tensor  # FP32, as many
-  first_run_U: Tensor  # int64: the first run of each row
+  first_run_U: Tensor  # int32: the first run of each row
 
 
 def _product(matrix: _Matrix, x_VR: Tensor) -> Tensor:
@@ -117,4 +117,5 @@ def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device
   nth = torch.arange(len(owner)) - first_run_U[owner]  # of its owner's runs
   runs = (counts_U.cumsum(0) - counts_U)[owner] + nth * _RUN
   numbers, ones = torch.arange(len(runs)), torch.ones(len(runs))
-  return _Matrix(*(x.to(device) for x in (columns[order], weights[order], runs, numbers, ones, first_run_U)))
+  columns, runs, numbers, first_run_U = (x.int() for x in (columns[order], runs, numbers, first_run_U))
+  return _Matrix(*(x.to(device) for x in (columns, weights[order], runs, numbers, ones, first_run_U)))
