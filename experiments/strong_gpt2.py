@@ -7,8 +7,8 @@ Expected: 504k to 513k tokens/s on one H200; 1.357 bits per byte after 64M token
 
 What the savings have to beat besides the mission's own baseline. Batches of 128 rows, at 1.2e-3 and with an earlier order of
 the text, ended at 1.177 after 466 s but were behind for 400 s: at 1.657 after 86 s, 32 rows at 6e-4 after 58, at 1.2e-3 after
-51. Of two learning rates for 32 rows, 1.2e-3 ended 0.037 below 6e-4 after 125 s and 0.009 after 464; `tools.ablate --rates`
-tries others.
+51. Of learning rates for 32 rows, 1.2e-3 ended 0.037 below 6e-4 after 125 s and 0.009 after 464, and 2.4e-3 ended 0.040 above
+it after 126 s; `tools.ablate --rates` tries others.
 Variants: `lr`, `rows`, `beta2` (of AdamW), `source`, `budget_tokens`.
 """
 

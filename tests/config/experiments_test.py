@@ -95,8 +95,8 @@ def test_swiglu_weighs_what_gelu_did():
   assert counts[1] == pytest.approx(counts[0], rel=1e-4)
 
 
-def test_best_has_as_many_tokens_of_every_length():
-  curriculum = spec('best:lengths=256-512-2048').curriculum
+def test_best_has_as_many_tokens_of_every_length_where_its_last_is_as_the_others():
+  curriculum = spec('best:lengths=256-512-2048,last_share=0').curriculum
   assert [(s.seq_len, s.tokens_per_step) for s in curriculum.stages] == [(256, 32_768), (512, 32_768), (2048, 32_768)]
   assert token_shares(curriculum) == pytest.approx([1 / 3] * 3)
   for wrong in ('512-x', '0-512', ''):
@@ -105,7 +105,7 @@ def test_best_has_as_many_tokens_of_every_length():
 
 
 def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
-  curriculum = spec(f'best:{FOUR},step_tokens=16384-32768-32768-65536').curriculum
+  curriculum = spec(f'best:{FOUR},last_share=0,step_tokens=16384-32768-32768-65536').curriculum
   assert [s.tokens_per_step for s in curriculum.stages] == [16_384, 32_768, 32_768, 65_536]
   assert token_shares(curriculum) == pytest.approx([1 / 4] * 4)
   for wrong in ('', '0', '32768-', '16384-32768', '2049', 'many'):
@@ -115,10 +115,14 @@ def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
 
 
 def test_the_last_stage_of_best_takes_the_share_of_the_tokens_that_it_is_given():
+  assert token_shares(spec('best').curriculum) == pytest.approx([0.19] * 5 + [0.05])
   assert token_shares(spec(f'best:{FOUR},last_share=0.1').curriculum) == pytest.approx([0.3, 0.3, 0.3, 0.1])
-  for wrong in ('last_share=1', 'last_share=-0.1', 'last_share=0.1,lengths=2048,layers=all'):
-    with pytest.raises(ValueError, match=r"'last_share' of the experiment: got .*, wants a share between 0 and 1"):
-      spec(f'best:{wrong}')
+  assert token_shares(spec('best:lengths=2048,layers=all').curriculum) == [1.0]
+  for wrong in ('1', '-0.1'):
+    with pytest.raises(
+      ValueError, match=f"'last_share' of the experiment: got {wrong}, wants a share of the tokens, at least 0"
+    ):
+      spec(f'best:last_share={wrong}')
 
 
 @pytest.mark.parametrize(
