@@ -4,8 +4,8 @@ Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Result:   bits per byte after 31, 102 and 214 s of training (24.9M, 82.4M and 173.1M tokens; one seed each): 1.330, 1.214,
           1.168. GPT-2 in FP32 comes to 1.657 in 450 s and to 1.391 in 1,201, `best` of 30 s in 5.2 and 19.2: 86.0 and 62.4
-          times as soon. GPT-2 in BF16, at the best of three rates, comes to 1.357 in 125 s, `best` of 30 s in 23; to 1.170 in
-          464 s, `best` of 210 s in 205: 5.5 and 2.3 times as soon (records/2026-11-30_ablate)
+          times as soon. GPT-2 in BF16, at the best of three rates, comes to 1.357 in 125 s, `best` of 30 s in 23, 5.5 times as
+          soon; at the better of two to 1.170 in 464 s, `best` of 210 s in 205, 2.3 times (records/2026-11-30_ablate)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
 (records/2026-11-29_recipe-search), most with one thing changed:
@@ -20,10 +20,10 @@ since, for 30 and 100 s or longer (records/2026-11-30_ablate):
 - ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of
   256, as many tokens of each length: 0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are nearly as good (seven
   perhaps better after 30 s), growing twice is worse, the later the better;
-- a twentieth of the tokens for that last stage, whose steps take 2.7 times as long: another 0.027 lower after 30 s, of which
-  a faster kernel for the table (yxanul/kernels/bag_sums.py) has some, and 0.009 after 100. The blocks that join add nothing in
-  a run of minutes: ten alone (`layers=all --config.model.n_layers=10`) end 0.005 lower after 100 s. A run of hours may want
-  them earlier;
+- a twentieth of the tokens for that last stage, whose steps take 2.8 times as long: another 0.027 lower after 30 s, of which
+  a faster kernel for the table (yxanul/kernels/bag_sums.py) has some, and 0.009 after 100. The blocks that join then add
+  nothing: ten alone (`layers=all --config.model.n_layers=10`) end 0.005 lower after 100 s. Whether more of them, earlier
+  (`last_share=0.5`), pay in a run of hours was not asked;
 - blocks at 1.4 times their rate, the rest as it is: 0.001 lower after 100 s, which is nothing;
 and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=256-512-1024-2048,last_share=0,layers=all`):
 - entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that

@@ -4,16 +4,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BAGS = 4  # of a program
+_BAGS = 4  # of a program, where rows are narrow
 _ROWS = 4  # of a bag that are read at a time
+_COLUMNS = 256  # of a program's bags together: its registers hold them, times the rows
 
 
 def bag_sums(x_UH: Tensor, rows_E: Tensor, starts_B: Tensor, weights_E: Tensor) -> Tensor:
   """As `kernels.bag_sums.bag_sums`."""
   n_bags, width = len(starts_B), x_UH.shape[1]
   sums_BH = x_UH.new_empty((n_bags, width))
-  sizes = n_bags, len(rows_E), width, triton.next_power_of_2(width)
-  _bags[(triton.cdiv(n_bags, _BAGS),)](x_UH, rows_E, starts_B, weights_E, sums_BH, *sizes, _BAGS, _ROWS, num_warps=1)
+  padded = triton.next_power_of_2(width)
+  bags = max(1, min(_BAGS, _COLUMNS // padded))
+  sizes = n_bags, len(rows_E), width, padded
+  _bags[(triton.cdiv(n_bags, bags),)](x_UH, rows_E, starts_B, weights_E, sums_BH, *sizes, bags, _ROWS, num_warps=1)
   return sums_BH
 
 
