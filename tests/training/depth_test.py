@@ -29,7 +29,8 @@ def made(engines, blocks, n_layers=0):
   spec = tiny.spec(precision__matmul='fp8' if is_fp8(engines) else 'fp32')
   first, *rest = spec.optimizer.groups
   groups = (dataclasses.replace(first, optimizer=blocks, weight_decay=0.1), *rest)
-  spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, groups=groups))
+  muon = dataclasses.replace(spec.optimizer.muon, row_normalization=True)  # with what it keeps of every row
+  spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, groups=groups, muon=muon))
   stages = spec.curriculum.stages
   stages = (dataclasses.replace(stages[0], n_layers=n_layers), *stages[1:])
   spec = dataclasses.replace(spec, curriculum=dataclasses.replace(spec.curriculum, stages=stages))
