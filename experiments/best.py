@@ -40,8 +40,8 @@ One seed each.
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
 stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of
 all or of each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
-`momentum` and `weight_decay`, of Muon, whose rows `rows=true` brings to one size (NorMuon); `beta2`, of AdamW; `decay_share`,
-of the schedule; `inheritance` and `table_decay`, of the table.
+`momentum`, `weight_decay` and `polynomial` (quintic, polar_express), of Muon, whose rows `rows=true` brings to one size
+(NorMuon); `beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
 """
 
 from ml_collections import ConfigDict
@@ -104,6 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     projection_std=0.088,
     momentum=0.9,
     rows=False,
+    polynomial='quintic',
     beta2=0.99,
     decay_share=0.6,
     inheritance=0.7,
@@ -128,6 +129,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   blocks, rest = optimizer.groups
   blocks.optimizer, blocks.weight_decay = 'muon', variant['weight_decay']
   optimizer.muon.momentum, optimizer.muon.row_normalization = variant['momentum'], variant['rows']
+  optimizer.muon.polynomial = variant['polynomial']
   head = []
   for name in ('table', 'projection'):
     group = rest.copy_and_resolve_references()
