@@ -27,7 +27,7 @@ def bags(sizes, n_rows, width, seed=0):
 
 
 # Bags shorter and longer than what the kernel reads at a time, programs with bags of every length and with too few, a last one
-# of any size, and rows that are no power of two.
+# of any size, rows that are no power of two, and rows too wide for several bags.
 CASES = [([1, 3, 8, 9, 256, 1, 40], 50, 64), ([5], 7, 16), ([17, 2], 3, 12), ([1] * 30, 30, 1), ([3, 1, 5], 9, 300)]
 
 
