@@ -1,47 +1,36 @@
 """The recipe that came out best on one H200 in short runs: ultra's model that grows in depth as in length, Muon, another start.
 
-Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=24.9e6
+Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=82.7e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
-Result:   bits per byte after 31, 102 and 214 s of training (24.9M, 82.4M and 173.1M tokens; one seed each): 1.330, 1.214,
-          1.168. GPT-2 in FP32 comes to 1.657 in 450 s and to 1.391 in 1,201, `best` of 30 s in 5.2 and 19.2: 86.0 and 62.4
-          times as soon. GPT-2 in BF16, at the best of three rates, comes to 1.357 in 125 s, `best` of 30 s in 23, 5.5 times as
-          soon; at the better of two to 1.170 in 464 s, `best` of 210 s in 205, 2.3 times (records/2026-11-30_ablate)
+Result:   1.199 bits per byte after 105 s of training (one seed; records/2026-12-01_ablate-best). GPT-2 in FP32 comes to 1.657
+          in 450 s and to 1.391 in 1,201, `best` in 5.3 and 26 s of that run: 85.0 and 45.9 times as soon. GPT-2 in BF16, at
+          the best of three rates, comes to 1.357 in 125 s, `best` in 35, 3.57 times as soon; in a run of 464 s, its rate the
+          better of two, that one is at 1.199 after 346, 3.30 times as late as `best`, and ends at 1.170, where `best`, before
+          the last four of its changes, came after 205 s of a run of 210, 2.27 times as soon (records/2026-11-30_ablate)
 
-Model, tokenizer, FP8 and kernels are ultra's. What differs was chosen after 22 runs of 6M and 8M tokens
-(records/2026-11-29_recipe-search), most with one thing changed:
+Model, tokenizer, FP8 and kernels are ultra's. What differs, and what it was worth after some 100 s, in bits per byte, one seed
+each (the two ablations; records/2026-11-29_recipe-search for what has no figure):
 - Muon for the block matrices; AdamW for the rest, with a rate of its own for the table and for its projection;
-- a projection that starts at 1/sqrt(rank), so that what it projects keeps its size, and an input scale by which token
-  embeddings enter the stream at a root mean square of 3;
 - 32,768 tokens a step;
-- rows that grow;
-- a constant rate, then a linear decay to zero over the last 60 %.
-All of it was chosen when batches were stretches of text (records/2026-11-29_data-order) and for half a minute. What was asked
-since, for 30 and 100 s or longer (records/2026-11-30_ablate):
-- ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of
-  256, as many tokens of each length: 0.102 lower after 30 s, 0.035 after 100. Seven blocks or 14 are nearly as good (seven
-  perhaps better after 30 s), growing twice is worse, the later the better;
-- a twentieth of the tokens for that last stage, whose steps take 2.8 times as long: another 0.027 lower after 30 s, of which
-  a faster kernel for the table (yxanul/kernels/bag_sums.py) has some, and 0.009 after 100. The blocks that join then add
-  nothing: ten alone (`layers=all --config.model.n_layers=10`) end 0.005 lower after 100 s. Whether more of them, earlier
-  (`last_share=0.5`), pay in a run of hours was not asked;
-- blocks at 1.4 times their rate, the rest as it is: 0.001 lower after 100 s, which is nothing;
-and before that, with all blocks and rows of 256, 512, 1024 and 2048 (`lengths=256-512-1024-2048,last_share=0,layers=all`):
-- entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), the table at half the rate that
-  it had: 0.077 lower after 30 s, 0.021 after 100, 0.006 after 450, of which the last may be chance. After 30 s a share of 0.9
-  is as good, half and twice that rate are 0.012 and 0.017 worse;
-- a second moment of AdamW that remembers 100 steps instead of 20: 0.040 lower; a guess at why in
-  records/2026-11-30_second-moment;
-- 16,384 tokens a step at 1.7e-3, before there was inheritance: 0.073 higher with the shorter memory, 0.012 with one of 1,000
-  steps; blocks and norms at half the rate: 0.014 higher;
-- GPT-2's tokens instead of SuperBPE's (`best_no_superbpe`), neither with inheritance: 0.055 lower after 30 s, 0.014 after 100.
-  With it SuperBPE ends 0.022 and 0.007 lower than GPT-2's tokens without.
-One seed each.
+- a projection that starts at 1/sqrt(rank), so that what it projects keeps its size;
+- a second moment of AdamW that remembers 100 steps instead of 20: 0.040 (why: records/2026-11-30_second-moment);
+- entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), at half the rate: 0.021;
+- ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of 256,
+  as many tokens of each length: 0.035;
+- a twentieth of the tokens for that last stage, whose steps take 2.8 times as long: 0.009. The blocks that join then add
+  nothing: ten alone (`layers=all --config.model.n_layers=10`) ended 0.005 lower;
+- rows of Muon's direction brought to one size (NorMuon), Polar Express, and a rate that falls over the last 40 % instead of
+  60 %: together 0.008 (records/2026-12-01_small-rates has them apart, in a copy with 1.2M parameters);
+- token embeddings that enter the stream at a root mean square of 1.2 instead of 3 (`input_scale`): 0.006.
+It is a recipe for two or three minutes. After 450 s, with half of the tokens through all blocks and a table that decays
+(`layers=10-all-all-all,last_share=0,table_decay=0.05,input_scale=150`), it is at 1.143, with all blocks throughout and none of
+the last four lines at 1.142: the text, 475 MB, is in its fourth or third pass then, at 1.02 or 1.01 in training.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
 stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of
 all or of each ('16384-32768'); `lr`, of the blocks, and `table_lr`, `projection_lr` times it; `input_scale`, `projection_std`;
-`momentum`, `weight_decay` and `polynomial` (quintic, polar_express), of Muon, whose rows `rows=true` brings to one size
-(NorMuon); `beta2`, of AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
+`momentum`, `weight_decay`, `polynomial` (quintic, polar_express) and `rows` (brought to one size or not), of Muon; `beta2`, of
+AdamW; `decay_share`, of the schedule; `inheritance` and `table_decay`, of the table.
 """
 
 from ml_collections import ConfigDict
@@ -100,13 +89,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     lr=2.4e-3,
     table_lr=1.25,
     projection_lr=0.66,
-    input_scale=150.0,
+    input_scale=60.0,
     projection_std=0.088,
     momentum=0.9,
-    rows=False,
-    polynomial='quintic',
+    rows=True,
+    polynomial='polar_express',
     beta2=0.99,
-    decay_share=0.6,
+    decay_share=0.4,
     inheritance=0.7,
     weight_decay=0.1,
     table_decay=0.0,
