@@ -3,18 +3,19 @@
 Command:  python -m yxanul.main --config=experiments/best.py:source=PATH,budget_tokens=82.7e6
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Result:   1.199 bits per byte after 105 s of training (one seed; records/2026-12-01_ablate-best). GPT-2 in FP32 comes to 1.657
-          in 450 s and to 1.391 in 1,201, `best` in 5.3 and 26 s of that run: 85.0 and 45.9 times as soon. GPT-2 in BF16, at
-          the best of three rates, comes to 1.357 in 125 s, `best` in 35, 3.57 times as soon; in a run of 464 s, its rate the
-          better of two, that one is at 1.199 after 346, 3.30 times as late as `best`, and ends at 1.170, where `best`, before
-          the last four of its changes, came after 205 s of a run of 210, 2.27 times as soon (records/2026-11-30_ablate)
+          in 450 s and to 1.391 in 1,201, `best` in 5.3 and 26 s of that run: 85 and 46 times as soon. GPT-2 in BF16, at the
+          best of three rates, comes to 1.357 in 125 s, `best` in 35, 3.6 times as soon; in a run of 464 s, its rate the
+          better of two, it ends at 1.170, where `best`, before the last two items below, came after 205 s of 214, 2.3 times
+          as soon (records/2026-11-30_ablate)
 
-Model, tokenizer, FP8 and kernels are ultra's. What differs, and what it was worth after some 100 s, in bits per byte, one seed
-each (the two ablations; records/2026-11-29_recipe-search for what has no figure):
+Model, tokenizer, FP8 and kernels are ultra's. What differs, and what it was worth after some 100 s, in bits per byte, each over
+what stands above it, the first two figures with all blocks and rows from 256 (one seed each; these two records, and
+records/2026-11-29_recipe-search for what has no figure):
 - Muon for the block matrices; AdamW for the rest, with a rate of its own for the table and for its projection;
 - 32,768 tokens a step;
 - a projection that starts at 1/sqrt(rank), so that what it projects keeps its size;
-- a second moment of AdamW that remembers 100 steps instead of 20: 0.040 (why: records/2026-11-30_second-moment);
-- entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), at half the rate: 0.021;
+- a second moment of AdamW that remembers 100 steps instead of 20: 0.040 (a guess at why: records/2026-11-30_second-moment);
+- entries of the table that learn with the two they were merged from (yxanul/optim/inherit.py), half the table's rate: 0.021;
 - ten of the 28 blocks until the last stage, where the others join (yxanul/training/depth.py), and rows from 64 instead of 256,
   as many tokens of each length: 0.035;
 - a twentieth of the tokens for that last stage, whose steps take 2.8 times as long: 0.009. The blocks that join then add
@@ -22,9 +23,9 @@ each (the two ablations; records/2026-11-29_recipe-search for what has no figure
 - rows of Muon's direction brought to one size (NorMuon), Polar Express, and a rate that falls over the last 40 % instead of
   60 %: together 0.008 (records/2026-12-01_small-rates has them apart, in a copy with 1.2M parameters);
 - token embeddings that enter the stream at a root mean square of 1.2 instead of 3 (`input_scale`): 0.006.
-It is a recipe for two or three minutes. After 450 s, with half of the tokens through all blocks and a table that decays
-(`layers=10-all-all-all,last_share=0,table_decay=0.05,input_scale=150`), it is at 1.143, with all blocks throughout and none of
-the last four lines at 1.142: the text, 475 MB, is in its fourth or third pass then, at 1.02 or 1.01 in training.
+It was chosen at 100 s. After 450 s, with half of the tokens through all blocks and a table that decays
+(`layers=10-all-all-all,last_share=0,table_decay=0.05,input_scale=150`), it is at 1.143; with all blocks throughout, in rows
+from 256 and before the last two items, it was at 1.142. The text, 475 MB, is in its fourth and third pass then.
 
 Variants: `gpu`, `source`, `budget_tokens` as in ultra; `lengths`, of the stages ('512-2048'); `layers`, blocks of the last
 stages, the first number of all before them too ('7-14-all'); `last_share`, of the tokens, of the last stage; `step_tokens`, of

@@ -443,7 +443,8 @@ def test_groups_that_do_not_fit_the_model_are_told_before_anything_is_prepared(t
     ('ultra.py:gpu=h100', '196,398,464|16,384|131,072|262,144|cosine to 10%|betas 0.9 and 0.95|5.09e-4'),
     (
       'best.py',
-      '196,398,464|32,768|betas 0.9 and 0.99|Muon: momentum 0.9 (Nesterov)|inherit 0.7 of their parts|trapezoid to 0%',
+      '196,398,464|32,768|betas 0.9 and 0.99|Muon: momentum 0.9 (Nesterov)|polar_express|rows normalized'
+      '|inherit 0.7 of their parts|trapezoid to 0%',
     ),
   ],
 )

@@ -38,7 +38,11 @@ FOUR = 'lengths=256-512-1024-2048'
     ('strong_gpt2:lr=6e-4', 'baseline_gpt2', ('precision.matmul', 'training.execution', 'curriculum.stages')),
     ('strong_gpt2', 'strong_gpt2:lr=6e-4', ('optimizer.peak_lr',)),
     ('best:beta2=0.95', 'best', ('optimizer.beta2',)),
-    ('best:decay_share=0.6', 'best', ('optimizer.decay_share',)),
+    (
+      'best:rows=false,polynomial=quintic,decay_share=0.6,input_scale=150',
+      'best',
+      ('model.input_scale', 'optimizer.decay_share', 'optimizer.muon'),
+    ),
     ('best:inheritance=0', 'best', ('optimizer.inheritance',)),
     ('best:weight_decay=0.3', 'best', ('optimizer.groups[0].weight_decay',)),
     ('best:table_decay=0.3', 'best', ('optimizer.groups[1].weight_decay',)),
