@@ -53,11 +53,10 @@ def draw(seed):
 
 def test_the_matrices_are_the_recursion_and_its_transpose(parts, matrices):
   table = draw(0)
-  heirs, ancestors, weights = inherit._entries(inherit._part_of_half_rows(parts), SHARE)
-  inherited, passed_on = inherit._matrix(heirs, ancestors, weights), inherit._matrix(ancestors, heirs, weights)
+  inherited, passed_on = inherit.matrices(parts, SHARE)
   assert len(passed_on.runs) > 2 * N  # some rows are summed in two goes
-  torch.testing.assert_close(inherit._product(inherited, table).double(), product(matrices, table), rtol=1e-5, atol=1e-5)
-  torch.testing.assert_close(inherit._product(passed_on, table).double(), product(matrices.mT, table), rtol=1e-5, atol=1e-5)
+  torch.testing.assert_close(inherit.product(inherited, table).double(), product(matrices, table), rtol=1e-5, atol=1e-5)
+  torch.testing.assert_close(inherit.product(passed_on, table).double(), product(matrices.mT, table), rtol=1e-5, atol=1e-5)
 
 
 def test_it_trains_what_entries_have_of_their_own(parts, matrices):

@@ -89,7 +89,7 @@ def test_a_kernel_by_itself_takes_neither_data_nor_workdir(tmp_path):
     (
       [*tiny.flags(), '--workdir=x', '--what=stage'],
       "error: --what: got 'stage', wants one of stages, scaling, loader, gradients, vocab-loss, attention-short, "
-      "attention-long, casts, optimizer (did you mean 'stages'?)",
+      "attention-long, casts, optimizer, inheritance (did you mean 'stages'?)",
     ),
     ([*tiny.flags(), '--workdir=x', '--only=1,11'], "error: --only: got '11', wants stages between 1 and 10"),
     ([*tiny.flags(), '--workdir=x', '--only=one'], "error: --only: got 'one', wants stages between 1 and 10"),

@@ -4,8 +4,8 @@ Bags are uneven: most have one to four rows, some hundreds. `embedding_bag` read
 one before, and a program for each bag is little better, as it waits for the bag's beginning, then its rows' numbers, then the
 rows. The kernel has four bags in one program. For the 1.56M rows of ultra's table it takes 0.074 ms, and 0.149 for those of the
 transpose, on an H200, where calls of `embedding_bag` took 0.47 and 0.59, launching included; the bytes are 0.05 ms, or 0.1
-where nothing that is read again is in the cache (records/2026-11-30_ablate). Both add a bag up in one fixed order, which
-cuSPARSE's product of a sparse matrix does not promise.
+where nothing that is read again is in the cache (records/2026-11-30_ablate; `tools.bench --what=inheritance` times both, not
+yet run there). Both add a bag up in one fixed order, which cuSPARSE's product of a sparse matrix does not promise.
 
 Shapes: U rows of H columns, B bags, E rows in all bags together.
 """

@@ -44,9 +44,8 @@ def inheriting(
 
   Sums are taken in a fixed order. Weight decay is of E, which is to decay T.
   """
+  inherited, passed_on = matrices(parts_V2, share, device)
   part_U = _part_of_half_rows(parts_V2)
-  heirs, ancestors, weights = _entries(part_U, share)
-  inherited, passed_on = _matrix(heirs, ancestors, weights, device), _matrix(ancestors, heirs, weights, device)
   share_U1 = (share * (part_U >= 0)).float().unsqueeze(1).to(device)
   part_U = part_U.clamp(min=0).to(device)
 
@@ -55,20 +54,20 @@ def inheriting(
     return torch.addcmul(rows_UH, rows_UH[part_U], share_U1, value=-1).view_as(table_VR)
 
   def update(gradients: Tree, state: State, params: Tree, hyper: Hyper) -> tuple[Tree, State]:
-    gradients = {**gradients, name: _product(passed_on, gradients[name])}
+    gradients = {**gradients, name: product(passed_on, gradients[name])}
     updates, state = transform.update(gradients, state, {**params, name: own(params[name])}, hyper)
-    return {**updates, name: _product(inherited, updates[name])}, state
+    return {**updates, name: product(inherited, updates[name])}, state
 
   return Transform(transform.init, update)
 
 
 def start(table_VR: Tensor, parts_V2: Tensor, share: float) -> Tensor:
   """A table to start from: `table_VR` mixed as M mixes, each row then brought back to the size that it was drawn with."""
-  rows_VR = _product(_matrix(*_entries(_part_of_half_rows(parts_V2), share)), table_VR)
+  rows_VR = product(_matrix(*_entries(_part_of_half_rows(parts_V2), share)), table_VR)
   return rows_VR * (table_VR.norm(dim=1, keepdim=True) / rows_VR.norm(dim=1, keepdim=True))
 
 
-class _Matrix(NamedTuple):
+class Matrix(NamedTuple):
   """A sparse matrix over half rows, in every row of which there is something."""
 
   columns: Tensor  # int32: those of one row side by side
@@ -79,7 +78,14 @@ class _Matrix(NamedTuple):
   first_run_U: Tensor  # int32: the first run of each row
 
 
-def _product(matrix: _Matrix, x_VR: Tensor) -> Tensor:
+def matrices(parts_V2: Tensor, share: float, device: torch.device | None = None) -> tuple[Matrix, Matrix]:
+  """M and its transpose; arguments as those of `inheriting`."""
+  heirs, ancestors, weights = _entries(_part_of_half_rows(parts_V2), share)
+  return _matrix(heirs, ancestors, weights, device), _matrix(ancestors, heirs, weights, device)
+
+
+def product(matrix: Matrix, x_VR: Tensor) -> Tensor:
+  """The matrix times the half rows of `x_VR`, (V, R) FP32 as that is."""
   sums = bag_sums(_half_rows(x_VR), matrix.columns, matrix.runs, matrix.weights)
   if len(matrix.runs) > len(matrix.first_run_U):
     # In two goes, as one over a hundred thousand would keep the device waiting for a single thread.
@@ -108,7 +114,7 @@ def _entries(part_U: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
   return rows, columns, values
 
 
-def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device | None = None) -> _Matrix:
+def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device | None = None) -> Matrix:
   order = rows.argsort(stable=True)
   counts_U = torch.bincount(rows)
   runs_U = -(-counts_U // _RUN)
@@ -118,4 +124,4 @@ def _matrix(rows: Tensor, columns: Tensor, weights: Tensor, device: torch.device
   runs = (counts_U.cumsum(0) - counts_U)[owner] + nth * _RUN
   numbers, ones = torch.arange(len(runs)), torch.ones(len(runs))
   columns, runs, numbers, first_run_U = (x.int() for x in (columns[order], runs, numbers, first_run_U))
-  return _Matrix(*(x.to(device) for x in (columns, weights[order], runs, numbers, ones, first_run_U)))
+  return Matrix(*(x.to(device) for x in (columns, weights[order], runs, numbers, ones, first_run_U)))

@@ -249,7 +249,7 @@ BENCHMARKS: dict[str, Callable[[ExperimentSpec, list[int], _Report], Result]] = 
 }
 
 
-KERNELS = ('vocab-loss', 'attention-short', 'attention-long', 'casts', 'optimizer')
+KERNELS = ('vocab-loss', 'attention-short', 'attention-long', 'casts', 'optimizer', 'inheritance')
 
 
 def _kernel(model: ModelSpec, report: _Report) -> Result:

@@ -7,7 +7,7 @@ import torch
 
 from yxanul.config.model_spec import ModelSpec
 from yxanul.kernels.bench import attention, casts, measure, vocab_loss
-from yxanul.training import benchmark_optimizer
+from yxanul.training import benchmark_inheritance, benchmark_optimizer
 
 Result = dict[str, Any]
 
@@ -17,6 +17,7 @@ KERNELS = {
   'attention-long': attention.long_cases,
   'casts': casts.cases,
   'optimizer': benchmark_optimizer.cases,
+  'inheritance': benchmark_inheritance.cases,
 }
 
 
