@@ -1,8 +1,11 @@
 """What the bench of a table that inherits compares: the same sums, of a vocabulary like a real one."""
 
+import functools
+
 import pytest
 import torch
 
+from yxanul.kernels.bag_sums import bag_sums_by_torch
 from yxanul.optim.inherit import matrices, product
 from yxanul.training import benchmark_inheritance as bench
 
@@ -24,5 +27,5 @@ def test_the_peers_of_the_products_give_the_same_sums():
   assert len(both[1].runs) > 2 * SHAPE[0]  # some rows are summed in two goes
   for matrix in both:
     wants = product(matrix, table)
-    torch.testing.assert_close(bench._embedding_bag(matrix, table), wants)
-    torch.testing.assert_close(bench._sparse(bench.as_csr(matrix), table), wants, rtol=1e-5, atol=1e-5)
+    for way in (functools.partial(bench.by_bags, bag_sums_by_torch), bench.by_sparse_tensor):
+      torch.testing.assert_close(way(matrix)(table), wants, rtol=1e-5, atol=1e-5)

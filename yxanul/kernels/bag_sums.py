@@ -31,12 +31,17 @@ def bag_sums(x_UH: Tensor, rows_E: Tensor, starts_B: Tensor, weights_E: Tensor) 
   """
   if x_UH.is_cuda and (kernel := _triton()):
     return kernel.bag_sums(x_UH, rows_E, starts_B, weights_E)
-  return embedding_bag(rows_E, x_UH, starts_B, mode='sum', per_sample_weights=weights_E)
+  return bag_sums_by_torch(x_UH, rows_E, starts_B, weights_E)
 
 
 @bag_sums.register_fake
 def _(x_UH: Tensor, rows_E: Tensor, starts_B: Tensor, weights_E: Tensor) -> Tensor:
   return x_UH.new_empty((len(starts_B), x_UH.shape[1]))
+
+
+def bag_sums_by_torch(x_UH: Tensor, rows_E: Tensor, starts_B: Tensor, weights_E: Tensor) -> Tensor:
+  """As `bag_sums`, by torch's own kernel on every device."""
+  return embedding_bag(rows_E, x_UH, starts_B, mode='sum', per_sample_weights=weights_E)
 
 
 @functools.cache

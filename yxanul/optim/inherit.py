@@ -21,6 +21,7 @@ are three on average in SuperBPE's 200,000 entries and nine at most. Products wi
 Shapes: V entries, R columns, H half of them; U = 2V half rows, of entry v the 2v-th and the one behind it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from yxanul.kernels.bag_sums import bag_sums
 from yxanul.optim.transform import Hyper, State, Transform, Tree
+
+BagSums = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as `kernels.bag_sums.bag_sums`
 
 _RUN = 256  # half rows that are summed one after another; one may be in more than a hundred thousand
 
@@ -50,7 +53,7 @@ def inheriting(
   part_U = part_U.clamp(min=0).to(device)
 
   def own(table_VR: Tensor) -> Tensor:
-    rows_UH = _half_rows(table_VR)
+    rows_UH = half_rows(table_VR)
     return torch.addcmul(rows_UH, rows_UH[part_U], share_U1, value=-1).view_as(table_VR)
 
   def update(gradients: Tree, state: State, params: Tree, hyper: Hyper) -> tuple[Tree, State]:
@@ -84,16 +87,16 @@ def matrices(parts_V2: Tensor, share: float, device: torch.device | None = None)
   return _matrix(heirs, ancestors, weights, device), _matrix(ancestors, heirs, weights, device)
 
 
-def product(matrix: Matrix, x_VR: Tensor) -> Tensor:
+def product(matrix: Matrix, x_VR: Tensor, bag_sums: BagSums = bag_sums) -> Tensor:
   """The matrix times the half rows of `x_VR`, (V, R) FP32 as that is."""
-  sums = bag_sums(_half_rows(x_VR), matrix.columns, matrix.runs, matrix.weights)
+  sums = bag_sums(half_rows(x_VR), matrix.columns, matrix.runs, matrix.weights)
   if len(matrix.runs) > len(matrix.first_run_U):
     # In two goes, as one over a hundred thousand would keep the device waiting for a single thread.
     sums = bag_sums(sums, matrix.run_numbers, matrix.first_run_U, matrix.ones)
   return sums.view_as(x_VR)
 
 
-def _half_rows(x_VR: Tensor) -> Tensor:
+def half_rows(x_VR: Tensor) -> Tensor:
   return x_VR.reshape(2 * len(x_VR), -1)
 
 

@@ -15,7 +15,7 @@ from yxanul.config.model_spec import ModelSpec
 from yxanul.config.spec import OptimizerSpec
 from yxanul.kernels.bench.measure import Case, Step, Subject, Work
 from yxanul.optim.build import build
-from yxanul.optim.transform import Hyper, apply_updates, global_norm
+from yxanul.optim.transform import Hyper, Transform, Tree, apply_updates, global_norm
 
 _BETAS, _EPS, _DECAY, _RATE, _MAX_NORM = (0.9, 0.95), 1e-8, 0.1, 1e-4, 1.0
 
@@ -45,8 +45,11 @@ def _draw(model: ModelSpec, device: torch.device) -> tuple[dict[str, Tensor], di
 
 
 def _ours(model: ModelSpec, device: torch.device, spec: OptimizerSpec) -> Step:
-  params, gradients = _draw(model, device)
-  optimizer = build(spec, model)
+  return updating(build(spec, model), *_draw(model, device), device)
+
+
+def updating(optimizer: Transform, params: Tree, gradients: Tree, device: torch.device) -> Step:
+  """The global norm and an update of all parameters, compiled on a GPU as in a step."""
   update = torch.compile(optimizer.update, dynamic=False) if device.type == 'cuda' else optimizer.update
   state = optimizer.init(params)
   rate, max_norm, ok = (torch.tensor(value, device=device) for value in (_RATE, _MAX_NORM, 1.0))
