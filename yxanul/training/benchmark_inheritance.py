@@ -65,7 +65,7 @@ def by_sparse_tensor(matrix: Matrix) -> Product:
   rows = torch.cat([starts_U, starts_U.new_tensor([len(matrix.columns)])])
   size = len(starts_U), len(starts_U)
   with warnings.catch_warnings():
-    warnings.filterwarnings('ignore', message='Sparse CSR tensor support is in beta')
+    warnings.filterwarnings('ignore', message='Sparse (CSR tensor support is in beta|invariant checks are)')
     sparse_UU = torch.sparse_csr_tensor(rows, matrix.columns, matrix.weights, size, check_invariants=False)
   return lambda x_VR: (sparse_UU @ half_rows(x_VR)).view_as(x_VR)
 
