@@ -119,7 +119,7 @@ def test_the_steps_of_best_grow_and_its_lengths_keep_their_tokens():
 
 
 def test_the_last_stage_of_best_takes_the_share_of_the_tokens_that_it_is_given():
-  assert token_shares(spec('best').curriculum) == pytest.approx([0.19] * 5 + [0.05])
+  assert token_shares(spec('best').curriculum) == pytest.approx([0.98 / 6] * 6 + [0.02])
   assert token_shares(spec(f'best:{FOUR},last_share=0.1').curriculum) == pytest.approx([0.3, 0.3, 0.3, 0.1])
   assert token_shares(spec('best:lengths=2048,layers=all').curriculum) == [1.0]
   for wrong in ('1', '-0.1'):
