@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import signal
 import time
 
@@ -76,6 +77,21 @@ def test_it_stops_goes_on_and_writes_what_it_knows(command):
   page = (workdir / '0.4s' / 'index.html').read_text()
   for text in ('baseline_gpt2', 'in the stack', 'var(--run-2)', '</svg>'):
     assert text in page, text
+
+
+def test_what_is_finished_is_told_again_where_its_text_is_not(command, tmp_path):
+  workdir, arguments = command
+  copied = tmp_path / 'runs'
+  shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns('data'))
+  (copied / '0.4s' / 'ablation.json').unlink()
+  status, output, errors = tiny.finish(start(*arguments, f'--workdir={copied}', '--config.data.source=elsewhere'))
+  assert status == 0, errors
+  assert output.count('finished before') == 5  # three, and two rates
+  assert json.loads((copied / '0.4s' / 'ablation.json').read_text())['runs']
+  status, _, errors = tiny.finish(start(*arguments, f'--workdir={copied}', '--config.data.source=elsewhere', '--seeds=2'))
+  assert status == 1
+  assert "config.data.source: 'elsewhere'" in errors
+  assert 'its text could not be prepared' in errors
 
 
 def test_what_finished_before_a_field_was_there_had_its_default(command):
