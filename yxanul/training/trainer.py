@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -202,12 +203,16 @@ class Trainer:
       if parts > 1:
         tell(memory.split_line(_planned(self.spec, self.engines), stage.spec, parts, self._memory_bytes, world))
     if calibrate_first and is_fp8(self.engines):
+      started = time.perf_counter()
       self._calibrate()
+      tell(f'FP8 scales calibrated in {time.perf_counter() - started:.1f} s')
     if self._measures_attention and self.engines.linear != 'fp32':
+      started = time.perf_counter()
       self._attention = self.processes.from_first(self._attention)  # machines may differ in what they can keep
       for stage in left if self._keeps_attention else self.curriculum.stages:
         choose = self._checked_attention if self._keeps_attention else self._fastest_attention
         self._attention[stage.index] = self.processes.from_first(choose(stage, tell))
+      tell(f'attention tried in {time.perf_counter() - started:.1f} s')
 
     def make(stage: Stage, compiled: bool, reduction: Reduction | None):
       engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
