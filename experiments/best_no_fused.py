@@ -1,6 +1,6 @@
 """best with one saving off: the same maths run eagerly, operation by operation.
 
-Command:  python -m yxanul.main --config=experiments/best_no_fused.py:source=PATH,budget_tokens=82.7e6
+Command:  python -m yxanul.main --config=experiments/best_no_fused.py:source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Expected: not yet run.
 

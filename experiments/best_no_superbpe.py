@@ -1,6 +1,6 @@
 """best with one saving off: GPT-2's tokenizer, so a smaller table, and more tokens for the same text.
 
-Command:  python -m yxanul.main --config=experiments/best_no_superbpe.py:source=PATH,budget_tokens=82.7e6
+Command:  python -m yxanul.main --config=experiments/best_no_superbpe.py:source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 lets it fill 24 GB
 Expected: with lengths=256-512-1024-2048,layers=all,last_share=0,inheritance=0,table_lr=2.5, and rows=false,
           polynomial=quintic,decay_share=0.6,input_scale=150, 1.484 bits per byte after 31 s of training on one H200, 1.264

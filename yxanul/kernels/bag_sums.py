@@ -2,9 +2,10 @@
 
 Bags are uneven: most have one to four rows, some hundreds. `embedding_bag` reads a bag row by row, each read waiting for the
 one before, and a program for each bag is little better, as it waits for the bag's beginning, then its rows' numbers, then the
-rows. The kernel has four bags in one program. Two products, with a matrix of 1.55M entries as ultra's table has it and with its
-transpose, take 0.30 ms together on an H200, with `embedding_bag` 1.23, with cuSPARSE 0.46; the bytes are 0.10
-(records/2026-12-01_kernel-inheritance). Both kernels add a bag up in one fixed order, which cuSPARSE does not promise.
+rows. The kernel has four bags in one program. Two products, with the matrix of a drawn vocabulary that has as many entries as
+ultra's, 1.55M, and with its transpose, take 0.30 ms together on an H200, with `embedding_bag` 1.23, with cuSPARSE 0.46; the
+bytes are 0.10 (records/2026-12-01_kernel-inheritance). Both kernels add a bag up in one fixed order, which cuSPARSE does not
+promise.
 
 Shapes: U rows of H columns, B bags, E rows in all bags together.
 """

@@ -303,6 +303,8 @@ def trend_rows(by_budget: Mapping[float, Runs], stem: str) -> list[Row]:
   """How the goals move with the budget: 'seconds' of the baselines, then 'baseline' and 'strong' as `headline`."""
   rows = []
   for seconds, runs in sorted(by_budget.items()):
+    if not {BASELINE, stem} & set(runs):  # but trials of rates, perhaps
+      continue
     best = best_strong(runs)
     row = {'seconds': seconds, 'baseline': headline(by_budget, seconds, BASELINE, stem)}
     row['strong'] = headline(by_budget, seconds, best, stem) if best else None

@@ -54,26 +54,26 @@ class Ablation:
         self.write()
 
     self.write()
-    unfinished = [member for member in self.members if not self._has_run(member)]
-    with_text, without_text = texts.prepare(unfinished, self.workdir, apart, tell)
-    for failure in without_text:
-      fail(failure)
-    ready = [member for member in self.members if member in with_text or member not in unfinished]
-    baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
-    attention = self.workdir / 'attention.json'
-    if baseline and parts.read(attention) is None and apart.call(parts.measure_attention, baseline.spec, attention):
-      fail('attention by itself could not be timed')
+    ready = self.members
+    if not self._is_finished():  # what is needs no text, which may be on another machine
+      ready, without_text = texts.prepare(self.members, self.workdir, apart, tell)
+      for failure in without_text:
+        fail(failure)
+      baseline = next((member for member in ready if member.name == ablation.BASELINE), None)
+      attention = self.workdir / 'attention.json'
+      if baseline and parts.read(attention) is None and apart.call(parts.measure_attention, baseline.spec, attention):
+        fail('attention by itself could not be timed')
     if self.rates:
       follow(tuning.trials(ready, self.rates, self.rate_seconds, self.workdir, apart, tell))
       ready = tuning.tuned(ready, self._tuning())
     follow(training.train(ready, self.seeds, self.seconds, self.workdir, apart, tell))
     return failures
 
-  def _has_run(self, member: Member) -> bool:
-    """Whether nothing of it is left to train: then it needs no text, which may be on another machine."""
-    tried = tuning.at_rates(member, self.rates)
-    (chosen,) = tuning.tuned([member], self._tuning())
-    asked = [(self.rate_seconds, its, 0) for its in tried] + [(self.seconds, chosen, seed) for seed in self.seeds]
+  def _is_finished(self) -> bool:
+    """Whether every run that was asked for has its result."""
+    tried = [(self.rate_seconds, its, 0) for its in tuning.tried(self.members, self.rates)]
+    chosen = tuning.tuned(self.members, self._tuning()) if self.rates else self.members
+    asked = [*tried, *((self.seconds, member, seed) for member in chosen for seed in self.seeds)]
     return all((members.run_folder(self.workdir, *run) / 'result.json').exists() for run in asked)
 
   def _tuning(self) -> list[Row]:

@@ -36,7 +36,7 @@ def on_one_text(members: Sequence[Member], data_folder: Path, baseline_tokenizer
   """The members on the text of the first, each with its own tokenizer, scored on the same held-out documents.
 
   Shards are kept by tokenizer, in the first member's `data.directory` or else in `data_folder`. What counts tokens would
-  choose other documents for another tokenizer: held-out text is limited in bytes, and where there are several tokenizers
+  choose other documents for another tokenizer, which may be in a later call: held-out text is limited in bytes, and
   `data.min_document_tokens` is dropped. No samples are written.
 
   Args:
@@ -52,18 +52,15 @@ def on_one_text(members: Sequence[Member], data_folder: Path, baseline_tokenizer
       return dataclasses.replace(tokenizer, path=baseline_tokenizer)
     return tokenizer
 
-  tokenizers = [own_tokenizer(member.spec) for member in members]
-  several = len(set(tokenizers)) > 1
-
-  def changed(spec: ExperimentSpec, tokenizer: TokenizerSpec) -> ExperimentSpec:
-    data = dataclasses.replace(first.data, tokenizer=tokenizer, directory=str(folder / _tokenizer_name(tokenizer)))
-    if several:
-      data = dataclasses.replace(data, min_document_tokens=0)
+  def changed(spec: ExperimentSpec) -> ExperimentSpec:
+    tokenizer = own_tokenizer(spec)
+    directory = str(folder / _tokenizer_name(tokenizer))
+    data = dataclasses.replace(first.data, tokenizer=tokenizer, directory=directory, min_document_tokens=0)
     first_share = spec.evaluation.first_share or _FIRST_SHARE
     evaluation = dataclasses.replace(spec.evaluation, max_tokens=_NO_LIMIT, max_bytes=max_bytes, first_share=first_share)
     return dataclasses.replace(spec, data=data, evaluation=evaluation, sample=dataclasses.replace(spec.sample, prompts=()))
 
-  return [Member(m.name, changed(m.spec, tokenizer)) for m, tokenizer in zip(members, tokenizers, strict=True)]
+  return [Member(member.name, changed(member.spec)) for member in members]
 
 
 def _tokenizer_name(tokenizer: TokenizerSpec) -> str:

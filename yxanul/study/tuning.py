@@ -18,17 +18,16 @@ def at_rate(member: Member, rate: float) -> Member:
   return Member(f'{member.name}:lr={rate:g}', dataclasses.replace(member.spec, optimizer=optimizer))
 
 
-def at_rates(member: Member, rates: Sequence[float]) -> list[Member]:
-  """What is tried of a member: a strong baseline at every rate, of others nothing."""
-  return [at_rate(member, rate) for rate in rates] if member.name in STRONG else []
+def tried(members: Sequence[Member], rates: Sequence[float]) -> list[Member]:
+  """Every strong baseline at every rate."""
+  return [at_rate(member, rate) for member in members if member.name in STRONG for rate in rates]
 
 
 def trials(
   members: Sequence[Member], rates: Sequence[float], seconds: float, workdir: Path, apart: Apart, tell: Tell
 ) -> Iterator[str | None]:
-  """Trains every strong baseline at every rate, one seed; yields as `training.train` does."""
-  tried = [its for member in members for its in at_rates(member, rates)]
-  yield from train(tried, [0], seconds, workdir, apart, tell)
+  """Trains what is `tried`, one seed; yields as `training.train` does."""
+  yield from train(tried(members, rates), [0], seconds, workdir, apart, tell)
 
 
 def rows(members: Sequence[Member], rates: Sequence[float], seconds: float, workdir: Path) -> list[Row]:

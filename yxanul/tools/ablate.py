@@ -9,9 +9,9 @@ as it takes; tables and page are written anew after every run. Another `--second
 trend. The variant and every --config.FIELD=VALUE go to all runs (but the tokenizer's fields, to those with the experiment's
 tokenizer); so it is data.source, evaluation.max_bytes and the like that belong here. A short run wants small batches
 (`batch=0.125`): one with few steps says little. Text is prepared once for each tokenizer, in a folder with its name inside
-data.directory or WORKDIR/data, before anything is timed; runs that are finished need none. With `--rates` each strong baseline
-first runs at every one of them for `--rate_seconds`, and takes the best into the table. Finished runs keep their logs and
-results, not their checkpoints.
+data.directory or WORKDIR/data, without `data.min_document_tokens`, before anything is timed; where every run is finished none
+is. With `--rates` each strong baseline first runs at every one of them for `--rate_seconds`, and takes the best into the table.
+Finished runs keep their logs and results, not their checkpoints.
 """
 
 import difflib

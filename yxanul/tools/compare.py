@@ -3,9 +3,10 @@
 Command: python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_muon.py --seconds=120 --seeds=3
   --workdir=runs/compare --set=data.source=PATH
 A and B are experiments, with their variants (experiments/ultra.py:gpu=h200), or folders of finished runs (a workdir, or a
-folder of workdirs, one a seed). Experiments are trained, each seed of both on the same text, for `--seconds` of training or,
-without it, for the tokens that they say; runs that stopped go on, finished ones are kept. A verdict is given only when the 95 %
-interval of the difference allows one, so it takes two seeds at least, and more when they are close.
+folder of workdirs, one a seed). Experiments are trained, each seed of both on the same text (without
+`data.min_document_tokens`, which another tokenizer counts otherwise), for `--seconds` of training or, without it, for the
+tokens that they say; runs that stopped go on, finished ones are kept. A verdict is given only when the 95 % interval of the
+difference allows one, so it takes two seeds at least, and more when they are close.
 """
 
 import itertools
