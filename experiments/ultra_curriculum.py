@@ -4,7 +4,7 @@ Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: of `shape`, `ten` and `constant` have run, as ultra and ultra_no_curriculum, and `from32`: 1.874, 1.922 and 1.882 bits
           per byte after two minutes, one seed each (records/2026-11-30_ablate); at equal text in a copy with 1.2M parameters
-          `timeline` at the full rate alone is ahead of `ten` by more than chance (records/2026-12-01_small-curricula)
+          `timeline` at the full rate alone is ahead of `ten` by more than seeds differ (records/2026-12-01_small-curricula)
 
 Variants: `shape`:
 - `ten`: the mission's ten stages, as in ultra;
