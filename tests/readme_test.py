@@ -45,7 +45,8 @@ HOW: tuple[tuple[str, str, list[str]], ...] = (
   (r'python -m yxanul\.tools\.(evaluate|generate|export) ', 'run', []),
   (r'python -m yxanul\.tools\.bench --config=', 'small', ['--nopeers', '--steps=1', '--profile_steps=0', '--only=1,3']),
   (r'python -m yxanul\.tools\.bench --what=', 'run', ['--tokens=64']),
-  (r'python -m yxanul\.tools\.ablate .*--only=', 'small', ['--seconds=2', '--seeds=1']),  # best's last stage is short
+  (r'python -m yxanul\.tools\.ablate .*--only=best ', 'small', ['--seconds=2', '--seeds=1']),  # its last stage is short
+  (r'python -m yxanul\.tools\.ablate .*--only=', 'small', ['--seconds=0.3']),
   (r'python -m yxanul\.tools\.ablate ', 'small', ['--seconds=0.3', '--only=ultra']),
   (r'python -m yxanul\.tools\.compare ', 'small', ['--seconds=0.3', '--seeds=1', '--set=data.validation_fraction=0.1']),
   (r'torchrun ', 'parsed', []),  # GPUs
