@@ -176,6 +176,25 @@ def test_a_checkpoints_attention_is_kept_where_it_is_right(prepared, monkeypatch
   assert len(told) == 2
 
 
+def test_attention_is_tried_once_a_length_and_never_under_a_mask(prepared, monkeypatch):
+  """A mask is what only one engine takes, so there is nothing to choose."""
+  tried = []
+
+  def attempt(model, seq_len, engines, device):
+    tried.append(seq_len)
+    return Trials({'math': 1.0, 'sdpa': 2.0}, {})
+
+  monkeypatch.setattr(attention_choice, 'attempt', attempt)
+  lengths = [8, 8, 16, 16, 16, 32, 32, 32, 64, 64]
+  more = {f'curriculum__stages[{i}]__seq_len': length for i, length in enumerate(lengths)}
+  more |= {'curriculum__stages[2]__window': 8, 'curriculum__stages[4]__mask_documents': True}
+  trainer = build(prepared, tiny.spec(precision__matmul='bf16', **more))
+  trainer._measures_attention = True
+  trainer.warm(0, calibrate_first=False, tell=lambda _: None)
+  assert tried == [8, 16, 32, 64]
+  assert trainer.choices()['attention'] == ['math', 'math', 'sdpa', 'math', 'sdpa', *['math'] * 5]
+
+
 @dataclasses.dataclass(frozen=True)
 class Peers(Processes):
   """The first of several, whose others say what stands here."""

@@ -25,6 +25,11 @@ class StageSpec:
     return min(self.window, self.seq_len) or self.seq_len
 
   @property
+  def masked(self) -> bool:
+    """Whether a query sees less than all of its row before it."""
+    return self.mask_documents or self.window > 0
+
+  @property
   def tokens_per_step(self) -> int:
     return self.seq_len * self.batch_size
 

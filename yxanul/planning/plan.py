@@ -187,7 +187,7 @@ def _notes(spec: ExperimentSpec, asked: str, card: Gpu, devices: int, fit: speed
     notes.append(f'speed extrapolated: {linears_format(spec)} linears were not benched, fp8 shares stand for them')
   if devices > 1:
     notes.append(f'{devices} cards: gradients exchanged at the peak of their links, nothing measured')
-  if any(stage.window or stage.mask_documents for stage in spec.curriculum.stages):
+  if any(stage.masked for stage in spec.curriculum.stages):
     notes.append('windows and document masks: planned as plain causal attention')
   if spec.training.execution == 'eager':
     notes.append('execution=eager: the plan supposes fused kernels, an eager run is slower')

@@ -40,7 +40,8 @@ def token_shares(spec: CurriculumSpec) -> list[float]:
   """The share of the token budget of every stage; they sum to 1."""
   starts = [stage.step_share_start for stage in spec.stages] + [1.0]
   parts = [(b - a) * s.reference_tokens_per_step for a, b, s in zip(starts, starts[1:], spec.stages, strict=False)]
-  return [part / sum(parts) for part in parts]
+  total = math.fsum(parts)  # sum() rounds in another way from Python 3.12 on, and a run may go on under another version
+  return [part / total for part in parts]
 
 
 def lr_factor(stage: StageSpec, spec: OptimizerSpec) -> float:

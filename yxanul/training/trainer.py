@@ -119,7 +119,7 @@ class Trainer:
     self._stream: Stream | None = None
     self._memory_bytes = usable_bytes(spec, capabilities, processes)
     self._pieces = self._planned_pieces()
-    self._attention = [attention.runs(engines.attention, stage.spec.seq_len) for stage in curriculum.stages]
+    self._attention = [self._untried_attention(stage) for stage in curriculum.stages]
     self._capabilities = capabilities
     self._measures_attention = capabilities.has('triton') and spec.precision.attention_engine == 'auto'
     self._keeps_attention = False
@@ -179,13 +179,16 @@ class Trainer:
     self._attention, changed = list(before), {}
     for stage, engine in zip(self.curriculum.stages, before, strict=True):
       if engine not in self._possible_attention(stage):
-        now = self._attention[stage.index] = attention.runs(self.engines.attention, stage.spec.seq_len)
+        now = self._attention[stage.index] = self._untried_attention(stage)
         changed.setdefault((engine, now), []).append(str(stage.number))
     for (engine, now), stages in changed.items():
       yield _elsewhere(f'attention of stage{"s" * (len(stages) > 1)} {", ".join(stages)}', engine, now)
 
+  def _untried_attention(self, stage: Stage) -> str:
+    return 'sdpa' if stage.spec.masked else attention.runs(self.engines.attention, stage.spec.seq_len)
+
   def _possible_attention(self, stage: Stage) -> list[str]:
-    if self.device.type == 'cpu' or self.engines.linear == 'fp32':
+    if self.device.type == 'cpu' or self.engines.linear == 'fp32' or stage.spec.masked:
       return ['sdpa']
     return attention_choice.candidates(self.spec.model, stage.spec.seq_len, self._capabilities, self.device)
 
@@ -209,9 +212,14 @@ class Trainer:
     if self._measures_attention and self.engines.linear != 'fp32':
       started = time.perf_counter()
       self._attention = self.processes.from_first(self._attention)  # machines may differ in what they can keep
+      choose = self._checked_attention if self._keeps_attention else self._fastest_attention
+      chosen: dict[tuple[int, str], str] = {}  # stages of one length need no trials of their own
       for stage in left if self._keeps_attention else self.curriculum.stages:
-        choose = self._checked_attention if self._keeps_attention else self._fastest_attention
-        self._attention[stage.index] = self.processes.from_first(choose(stage, tell))
+        if not stage.spec.masked:
+          kind = stage.spec.seq_len, self._attention[stage.index]
+          if kind not in chosen:
+            chosen[kind] = self.processes.from_first(choose(stage, tell))
+          self._attention[stage.index] = chosen[kind]
       tell(f'attention tried in {time.perf_counter() - started:.1f} s')
 
     def make(stage: Stage, compiled: bool, reduction: Reduction | None):
