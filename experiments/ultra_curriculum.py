@@ -16,6 +16,8 @@ Variants: `shape`:
 `lr_scale=false` runs every stage at the full rate; `gpu`, `source`, `budget_tokens`, `batch` as in ultra.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from experiments import ultra
@@ -28,8 +30,8 @@ PHASES = (((8, 16), 200), ((32, 64), 400), ((128, 256), 800), ((512, 768, 1536, 
 def _start_by_tokens(stages: tuple[ConfigDict, ...], tokens: list[float]) -> tuple[ConfigDict, ...]:
   """Sets the shares of the step budget at which the stages have these tokens."""
   steps = [n / (stage.seq_len * stage.reference_batch_size) for n, stage in zip(tokens, stages, strict=True)]
-  for i, stage in enumerate(stages):
-    stage.step_share_start = sum(steps[:i]) / sum(steps)
+  for i, stage in enumerate(stages):  # sum() rounds in another way from Python 3.12 on, and a configuration is compared exactly
+    stage.step_share_start = math.fsum(steps[:i]) / math.fsum(steps)
   return stages
 
 
