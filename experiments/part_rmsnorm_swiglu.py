@@ -2,7 +2,8 @@
 
 Command:  python -m yxanul.tools.compare experiments/baseline_gpt2.py experiments/part_rmsnorm_swiglu.py --seconds=120
 Hardware: one GPU with 16 GB
-Expected: not yet run; records/ holds what was measured.
+Expected: 1.964 bits per byte after 5.8M tokens in 120 s on one H200, baseline_gpt2 1.966: 1.03 times as soon, one seed
+          (records/2026-11-30_ablate)
 
 The hidden width is two thirds of GELU's, so that the three matrices of SwiGLU weigh what the two had weighed.
 Variants: `source`, `budget_tokens`.

@@ -2,9 +2,9 @@
 
 Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_curriculum.py:shape=late --seconds=120
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: of `shape`, `ten` and `constant` have run, as ultra and ultra_no_curriculum, and `from32`: 1.874, 1.922 and 1.882 bits
-          per byte after two minutes, one seed each (records/2026-11-30_ablate); at equal text in a copy with 1.2M parameters
-          `timeline` at the full rate alone is ahead of `ten` by more than seeds differ (records/2026-12-01_small-curricula)
+Expected: gpu=h200,batch=0.125, two minutes, one seed each, bits per byte: `timeline` at the full rate 1.814, `ten` 1.852 at the
+          full rate and 1.874 as it is in ultra, `from32` 1.882, `constant` 1.922, `window` 2.063 (records/2026-11-30_ablate);
+          the others in a copy with 1.2M parameters (records/2026-12-01_small-curricula)
 
 Variants: `shape`:
 - `ten`: the mission's ten stages, as in ultra;
