@@ -13,7 +13,9 @@ from yxanul.inference.load import load
 
 def test_quickstart_learns_english_and_says_that_it_is_a_toy(tmp_path):
   workdir = tmp_path / 'run'
-  status, output, errors = tiny.finish(tiny.main('--config=experiments/quickstart.py', f'--workdir={workdir}'), timeout=900)
+  status, output, errors = tiny.finish(
+    tiny.start_afresh('main', '--config=experiments/quickstart.py', f'--workdir={workdir}'), timeout=900
+  )
   assert status == 0, errors
   assert 'This is a toy' in output
   result = json.loads((workdir / 'result.json').read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections.config_flags import config_path
 
+from tests.forked import Program
 from yxanul.config import registry
 from yxanul.config.convert import from_config
 from yxanul.config.spec import ExperimentSpec
@@ -51,43 +52,46 @@ def spec(**more) -> ExperimentSpec:
   return from_config(config)
 
 
-def start(module: str, *arguments, **more) -> subprocess.Popen:
-  """`python -m yxanul.MODULE` in a process of its own; `more` as subprocess.Popen takes it."""
+def start(module: str, *arguments, environment: dict[str, str] | None = None) -> Program:
+  """`python -m yxanul.MODULE` in a process of its own, forked; with `environment` instead of this process's."""
+  return Program(f'yxanul.{module}', list(map(str, arguments)), REPOSITORY, _environment(environment))
+
+
+def start_afresh(module: str, *arguments, **more) -> subprocess.Popen:
+  """The same from nothing, imports and all; `more` as subprocess.Popen takes it."""
   return subprocess.Popen(
     [sys.executable, '-m', f'yxanul.{module}', *map(str, arguments)],
     cwd=REPOSITORY,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **{'env': os.environ | {'PYTHONPATH': str(REPOSITORY)}, **more},
+    env=_environment(),
+    **more,
   )
 
 
-def main(*arguments: str, **more) -> subprocess.Popen:
+def _environment(own: dict[str, str] | None = None) -> dict[str, str]:
+  return {**(os.environ if own is None else own), 'PYTHONPATH': str(REPOSITORY)}
+
+
+def main(*arguments: str, **more) -> Program:
   """`python -m yxanul.main` in a process of its own."""
   return start('main', *arguments, **more)
 
 
-def torchrun(processes: int, *arguments, options: tuple[str, ...] = ()) -> subprocess.Popen:
-  """`torchrun --nproc_per_node=PROCESSES ARGUMENTS`."""
-  torch_run = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
-  return subprocess.Popen(
-    [sys.executable, *torch_run, *options, *map(str, arguments)],
-    cwd=REPOSITORY,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'},
-  )
+def torchrun(processes: int, *arguments, options: tuple[str, ...] = ()) -> Program:
+  """`torchrun --nproc_per_node=PROCESSES ARGUMENTS`; its workers start from nothing."""
+  words = ['--standalone', f'--nproc_per_node={processes}', *options, *map(str, arguments)]
+  return Program('torch.distributed.run', words, REPOSITORY, _environment({**os.environ, 'OMP_NUM_THREADS': '1'}))
 
 
 def tool(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:
   """What `python -m yxanul.tools.NAME` gave, with these variables in its environment."""
-  process = start(f'tools.{name}', *arguments, env=os.environ | {'PYTHONPATH': str(REPOSITORY)} | environment)
+  process = start(f'tools.{name}', *arguments, environment=os.environ | environment)
   return subprocess.CompletedProcess(process.args, *finish(process, timeout=300))
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen | Program, timeout: float = 120) -> tuple[int, str, str]:
   """Exit status, standard output, standard error. What takes too long is killed, with all that it started."""
   try:
     output, errors = process.communicate(timeout=timeout)

@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests import forked
 from yxanul.config.spec import DataSpec, TokenizerSpec
 from yxanul.data import prepare, prepare_encode, prepare_journal, prepare_near, prepare_select, prepare_workers
 from yxanul.data.shards_check import STAMPS
@@ -80,9 +81,7 @@ def prepare_and_die(spec: DataSpec, folder: Path, die_at: int) -> None:
 
 
 def start(*args) -> multiprocessing.Process:
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['yxanul.data.prepare', 'datasketch', 'pyarrow.parquet'])
-  process = context.Process(target=prepare_and_die, args=args)
+  process = forked.context().Process(target=prepare_and_die, args=args)
   process.start()
   return process
 

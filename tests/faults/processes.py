@@ -7,16 +7,16 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests import tiny
 from tests.faults.world import World, run, same_run
+from tests.forked import Program
 
 
-def _workers(torchrun: subprocess.Popen) -> list[int]:
+def _workers(torchrun: Program) -> list[int]:
   """The processes that a torchrun started, in the order of their ranks."""
   children = Path(f'/proc/{torchrun.pid}/task/{torchrun.pid}/children').read_text().split()
   ranks = {}
@@ -32,7 +32,7 @@ def _lines(workdir: Path) -> int:
   return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def _wait(torchrun: subprocess.Popen, ready: Callable[[], bool]) -> None:
+def _wait(torchrun: Program, ready: Callable[[], bool]) -> None:
   """Until it is so, or the run is over; one that hangs is killed, with all that it started, and that raises."""
   until = time.monotonic() + 120
   while torchrun.poll() is None and not ready():
@@ -46,7 +46,7 @@ def _is_saved(workdir: Path) -> bool:
   return any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*'))
 
 
-def _signal_one(rng: random.Random, torchrun: subprocess.Popen, workdir: Path, number: int, most_lines: int) -> int:
+def _signal_one(rng: random.Random, torchrun: Program, workdir: Path, number: int, most_lines: int) -> int:
   """To any process, at a moment in the next `most_lines` of the log; returns its rank once both are gone."""
   lines = _lines(workdir) + rng.randint(1, most_lines)
   _wait(torchrun, lambda: _lines(workdir) >= lines and _is_saved(workdir))

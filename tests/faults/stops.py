@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import tiny
-from tests.faults.world import MOMENTS, Event, World, give_notice, hang, process_context, run, send_signal, send_twice
+from tests import forked, tiny
+from tests.faults.world import MOMENTS, Event, World, give_notice, hang, run, send_signal, send_twice
 
 
 def stop_at(moment: str) -> Callable:
@@ -63,7 +63,7 @@ def preemption_file(rng: random.Random, world: World) -> None:
 
 
 def stop_while_importing(rng: random.Random, world: World) -> None:
-  process = tiny.main(f'--workdir={world.new()}', *tiny.flags())
+  process = tiny.start_afresh('main', f'--workdir={world.new()}', *tiny.flags())
   handled = Path(f'/proc/{process.pid}/status')
   while f'{1 << (signal.SIGTERM - 1):x}' not in _caught(handled):
     assert process.poll() is None
@@ -140,8 +140,8 @@ def kill_saves(rng: random.Random, world: World) -> None:
   """One kill in a folder of checkpoints that earlier kills have left; then the next process looks at it."""
   folder = world.folder / 'killed-saves'
   last = world.__dict__.setdefault('last_saved', 0)
-  ours, theirs = process_context().Pipe(duplex=False)
-  process = process_context().Process(target=_saver, args=(folder, theirs))
+  ours, theirs = forked.context().Pipe(duplex=False)
+  process = forked.context().Process(target=_saver, args=(folder, theirs))
   process.start()
   theirs.close()
   try:

@@ -6,17 +6,15 @@ import dataclasses
 import errno
 import functools
 import importlib
-import multiprocessing
 import os
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from tests import tiny
+from tests import forked, tiny
 
 FIELDS = {
   'curriculum__stages[8]__batch_size': 2,  # for two processes
@@ -148,17 +146,10 @@ def _child(workdir: Path, fields: dict, events: tuple[Event, ...], patches: tupl
   os._exit(status)
 
 
-def process_context():
-  context = multiprocessing.get_context('forkserver')
-  # The last takes a second to import, and a run's first backward pass does.
-  context.set_forkserver_preload(['yxanul.run', 'tests.faults.table', 'torch._dynamo'])
-  return context
-
-
 def run(workdir: Path, *events: Event, patches: tuple = (), **fields) -> tuple[int, str, float]:
   """A run in `workdir`: its exit status, what it said, and its seconds."""
   started = time.monotonic()
-  process = process_context().Process(target=_child, args=(workdir, fields, events, patches))
+  process = forked.context().Process(target=_child, args=(workdir, fields, events, patches))
   process.start()
   process.join()
   return process.exitcode, workdir.with_suffix('.out').read_text(), time.monotonic() - started
@@ -185,7 +176,7 @@ class World:
     self._made += 1
     return self.folder / f'try{self._made}'
 
-  def torchrun(self, workdir: Path, *options: str, **fields) -> subprocess.Popen:
+  def torchrun(self, workdir: Path, *options: str, **fields) -> forked.Program:
     """The run over two processes."""
     flags = tiny.flags(**{**FIELDS, **self.data, **fields})
     return tiny.torchrun(2, '-m', 'yxanul.main', f'--workdir={workdir}', *flags, options=options)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
+from tests import tiny
 from tests.inference import small
 from tests.inference.generate_test import GPT2
 from yxanul.data import tokenizer as tokenizers
@@ -220,9 +221,7 @@ def test_llama_cpp_converts_it_by_the_cards_command(trained_run, tmp_path):
 
 def test_the_tools_do_all_of_it(trained_run, tmp_path):
   def run(tool: str, *arguments: str) -> tuple[int, str, str]:
-    command = [sys.executable, '-m', f'yxanul.tools.{tool}', *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(tokenizers.__file__).parents[2])
-    return done.returncode, done.stdout, done.stderr
+    return tiny.finish(tiny.start(f'tools.{tool}', *arguments))
 
   exported, unfinished = str(tmp_path / 'exported'), tmp_path / 'unfinished'
   for name in ('checkpoints', 'data'):

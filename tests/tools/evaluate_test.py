@@ -1,19 +1,14 @@
 """The command line of tools.evaluate: how much of a text is scored, and flags that would do nothing."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import yxanul
+from tests import tiny
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-  command = [sys.executable, '-m', 'yxanul.tools.evaluate', *arguments]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(yxanul.__file__).parents[1])
-  return done.returncode, done.stdout, done.stderr
+  return tiny.finish(tiny.start('tools.evaluate', *arguments))
 
 
 def test_all_of_a_source_is_scored_unless_said_otherwise(trained_run, tmp_path):

@@ -146,7 +146,7 @@ def test_json_that_is_no_bench_is_one_line(flag, text, field, tmp_path):
 def test_ctrl_c_ends_without_a_traceback(tmp_path):
   os.mkfifo(tmp_path / 'bench.json')
   heard = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's jobs in the background ignore it
-  process = tiny.start('tools.plan', '--config=experiments/ultra.py', f'--check={tmp_path / "bench.json"}', **heard)
+  process = tiny.start_afresh('tools.plan', '--config=experiments/ultra.py', f'--check={tmp_path / "bench.json"}', **heard)
   with (tmp_path / 'bench.json').open('w'):  # opens once the tool does
     process.send_signal(signal.SIGINT)
   # Closed again: a signal that came before the tool began to read is handled only when that ends.

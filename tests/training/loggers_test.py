@@ -122,8 +122,8 @@ def test_what_is_missing_is_one_line_with_what_to_type(monkeypatch, tmp_path):
 def test_wandb_without_an_account_is_told_before_anything_begins(tmp_path):
   pytest.importorskip('wandb')
   environment = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
-  environment |= {'HOME': str(tmp_path), 'PYTHONPATH': str(tiny.REPOSITORY)}
-  process = tiny.main(f'--workdir={tmp_path / "run"}', *tiny.flags(training__loggers="('wandb',)"), env=environment)
+  environment |= {'HOME': str(tmp_path)}
+  process = tiny.main(f'--workdir={tmp_path / "run"}', *tiny.flags(training__loggers="('wandb',)"), environment=environment)
   status, _, errors = tiny.finish(process)
   assert status == 2, errors
   assert 'error: config.training.loggers' in errors
