@@ -14,6 +14,14 @@ from tests.faults.world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# What takes longest, the longest first: where files go to several processes, none of these should begin when the rest is over.
+LONG = ('quickstart_test.py', 'main_test.py', 'readme_test.py', 'distributed_run_test.py', 'faults_test.py')
+
+
+def pytest_collection_modifyitems(config, items):
+  if hasattr(config, 'workerinput'):  # of pytest-xdist
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
