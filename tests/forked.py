@@ -91,6 +91,7 @@ def _main(module: str, arguments: list[str], folder: str, environment: dict[str,
   os.environ.clear()
   os.environ.update(environment)
   time.tzset()
+  sys.path.insert(0, folder)  # as -m does
   sys.argv = [module, *arguments]
   try:
     runpy.run_module(module, run_name='__main__', alter_sys=True)

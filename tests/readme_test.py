@@ -1,7 +1,8 @@
 """Every command of README: run as written at toy size, or, where it wants a GPU, a container or somebody's cloud, parsed.
 
 HOW says which is which. What is `run` runs in one folder, in README's order, as a newcomer would; toy sizes are appended as
-overrides. What is `small` runs beside experiments of the same names made small (tests/study/toy.py). What is `parsed` must get
+overrides; the first command of each program starts from nothing, the others are forked from a server that has imported what
+they need. What is `small` runs beside experiments of the same names made small (tests/study/toy.py). What is `parsed` must get
 through the program's own flags and make a valid experiment, and goes no further. Of other people's programs (`shell`) the
 syntax is checked, and what of ours they start is parsed.
 """
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
+from tests.forked import Program
 from tests.study.toy import write_family
 from yxanul.data import python_docs
 
@@ -70,6 +72,15 @@ def how(command: str) -> tuple[str, list[str]]:
   return next(((kind, more) for pattern, kind, more in HOW if re.match(pattern, command)), ('unknown', []))
 
 
+def first_of_each_program() -> set[str]:
+  """Of what is run, the command that a program comes first in: it starts from nothing, the others are forked."""
+  found = {}
+  for command in commands():
+    if how(command)[0] in ('run', 'small'):
+      found.setdefault(command.split()[2], command)
+  return set(found.values())
+
+
 @pytest.fixture(scope='module')
 def clone(tmp_path_factory) -> Path:
   """A folder like a fresh clone's, with texts of one's own in it."""
@@ -97,8 +108,17 @@ def write_texts(folder: Path) -> None:
 
 
 def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-  environment = os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)}
-  return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+  return subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def execute_forked(module: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+  """`python -m MODULE ARGUMENTS` without the seconds of its imports."""
+  process = Program(module, arguments, folder, environment())
+  return subprocess.CompletedProcess(process.args, *tiny.finish(process, timeout=300))
+
+
+def environment() -> dict[str, str]:
+  return os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)}
 
 
 PARSE = """
@@ -138,7 +158,12 @@ def test_readme(command, clone, request):
   assert kind != 'unknown', f'HOW does not say how to test {command}'
   words = shlex.split(command)
   if kind in ('run', 'small'):
-    done = execute([sys.executable, *words[1:], *more], clone if kind == 'run' else request.getfixturevalue('small'))
+    folder = clone if kind == 'run' else request.getfixturevalue('small')
+    if command in first_of_each_program():
+      done = execute([sys.executable, *words[1:], *more], folder)
+    else:
+      assert words[:2] == ['python', '-m'], words
+      done = execute_forked(words[2], [*words[3:], *more], folder)
     assert done.returncode == 0, done.stderr
   elif kind == 'parsed':
     parse(words, clone)
