@@ -1,6 +1,7 @@
 """ultra with fewer rows a step at the start: batch-size warm-up, as stages of the table.
 
 Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_batch_warmup.py --seconds=120
+          --set=data.source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: not yet run; records/ holds what was measured.
 

@@ -1,6 +1,7 @@
 """ultra under another length curriculum: constant, later, by the token timeline, by window; with and without rate scales.
 
-Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_curriculum.py:shape=late --seconds=120
+Command:  python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,batch=0.125,source=PATH --seconds=120
+          --only=ultra,ultra_curriculum:shape=timeline,lr_scale=false --workdir=runs/ablate
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: gpu=h200,batch=0.125, two minutes, one seed each, bits per byte: `timeline` at the full rate 1.814, `ten` 1.852 at the
           full rate and 1.874 as it is in ultra, `from32` 1.882, `constant` 1.922, `window` 2.063 (records/2026-11-30_ablate);

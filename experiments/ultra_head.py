@@ -1,6 +1,7 @@
 """ultra with another start and other rates for its tied, factorized head; unvaried it is ultra.
 
 Command:  python -m yxanul.tools.compare experiments/ultra.py experiments/ultra_head.py:input_scale=16 --seconds=120
+          --set=data.source=PATH
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: not yet run; records/ holds what was measured.
 
