@@ -14,7 +14,7 @@ from tests.faults.world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# What takes longest, the longest first: where files go to several processes, none of these should begin when the rest is over.
+# Files that take longest, the longest first: where several processes share the files, one of these begun last would run alone.
 LONG = ('quickstart_test.py', 'main_test.py', 'readme_test.py', 'distributed_run_test.py', 'faults_test.py')
 
 

@@ -1,6 +1,7 @@
 """Processes forked from a server that has imported what they need, which takes seconds in a process that starts from nothing.
 
-One server serves all tests of a pytest process, so it has what any of them needs, and only this module says what that is.
+One server serves all tests of a pytest process, whoever asks first says what it imports: so this module is the only one of the
+tests to ask for it. Where the code under test did so before (yxanul/study/apart.py), programs start later, and are the same.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -37,16 +39,14 @@ class Program:
   """`python -m MODULE ARGUMENTS` in a process forked from the server; answers as a `subprocess.Popen` with pipes does.
 
   It has arguments, environment, folder, output, signals and an end of its own. What it does not show is the first second of
-  a process: that the imports work from nothing, and what comes while they are under way.
+  a process: that the imports work from nothing, what comes while they are under way, variables that are read then, and hashes
+  of strings that differ from one process to the next. An interrupt that nobody catches is status 1.
   """
 
   def __init__(self, module: str, arguments: list[str], folder: Path, environment: dict[str, str]):
     self.args = [module, *arguments]
-    self._outputs = []
-    for _ in range(2):
-      handle, path = tempfile.mkstemp()
-      os.close(handle)
-      self._outputs.append(Path(path))
+    self._kept = tempfile.TemporaryDirectory()  # goes with this object
+    self._outputs = [Path(self._kept.name, name) for name in ('stdout', 'stderr')]
     target = (module, arguments, str(folder), environment, self._outputs)
     # A daemon: it goes with pytest, should a test fail before it has ended it.
     self._process = context().Process(target=_main, args=target, daemon=True)
@@ -72,16 +72,12 @@ class Program:
     self._process.join(timeout)
     if self.poll() is None:
       raise subprocess.TimeoutExpired(self.args, timeout)
-    texts = []
-    for path in self._outputs:
-      texts.append(path.read_text())
-      path.unlink()
-    return tuple(texts)
+    return tuple(path.read_text() for path in self._outputs)
 
 
 def _main(module: str, arguments: list[str], folder: str, environment: dict[str, str], outputs: list[Path]) -> None:
   for path, number in zip(outputs, (1, 2), strict=True):
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(handle, number)
     os.close(handle)
   # As in a process that starts from nothing: its own children are allowed, and of the usual kind.
@@ -96,4 +92,5 @@ def _main(module: str, arguments: list[str], folder: str, environment: dict[str,
   try:
     runpy.run_module(module, run_name='__main__', alter_sys=True)
   finally:
+    threading._shutdown()
     atexit._run_exitfuncs()

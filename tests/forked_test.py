@@ -1,5 +1,6 @@
 """A forked program is, to whoever starts it, the same as one that starts from nothing."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -7,7 +8,13 @@ import subprocess
 import pytest
 
 from tests import tiny
-from tests.forked import Program
+from tests.forked import PRELOADED, Program
+
+
+@pytest.mark.parametrize('module', PRELOADED)
+def test_what_the_server_imports_is_there(module):
+  """The server says nothing of a module that is not: programs would only start later."""
+  assert importlib.util.find_spec(module)
 
 
 @pytest.mark.parametrize(
@@ -20,13 +27,14 @@ def test_status_and_output_are_those_of_a_start_from_nothing(arguments):
 
 def test_it_has_an_environment_a_folder_and_an_end_of_its_own(tmp_path):
   (tmp_path / 'own.py').write_text(
-    'import atexit, os, sys\n'
+    'import atexit, os, sys, threading, time\n'
     'atexit.register(print, "left")\n'
+    'threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()\n'
     'print(__name__, sys.argv[1:], os.getcwd(), sorted(os.environ))\n'
     'sys.exit("told")\n'
   )
   process = Program('own', ['a b', ''], tmp_path, {'OWN': '1'})
-  assert tiny.finish(process) == (1, f"__main__ ['a b', ''] {tmp_path} ['OWN']\nleft\n", 'told\n')
+  assert tiny.finish(process) == (1, f"__main__ ['a b', ''] {tmp_path} ['OWN']\nthread\nleft\n", 'told\n')
 
 
 def test_what_takes_too_long_is_killed():

@@ -1,5 +1,7 @@
 """Experiments that vary ultra: what each changes, and that it changes nothing else."""
 
+import json
+
 import pytest
 
 from yxanul.config import registry
@@ -74,6 +76,15 @@ def test_windows_are_ultras_lengths_for_ultras_tokens():
   assert [s.context for s in by_window.stages] == [s.seq_len for s in ten.stages]
   assert {(s.seq_len, s.batch_size) for s in by_window.stages} == {(2048, 64)}
   assert token_shares(by_window) == pytest.approx(token_shares(ten))
+
+
+@pytest.mark.parametrize('variant', ['shape=timeline,lr_scale=false', 'shape=window'])
+def test_starts_are_to_the_last_bit_those_of_another_python(variant):
+  """A run of Python 3.12, whose `sum` rounds in another way, goes on under any other."""
+  runs = registry.experiments_folder() / 'records' / '2026-11-30_ablate' / '120s'
+  recorded = json.loads((runs / f'ultra_curriculum-{variant.replace(",", "-")}' / 'seed0' / 'config.json').read_text())
+  starts = [stage['step_share_start'] for stage in recorded['curriculum']['stages']]
+  assert [stage.step_share_start for stage in stages(variant)] == starts
 
 
 @pytest.mark.parametrize('shape', ['ten', 'constant', 'from32', 'late', 'timeline', 'window'])

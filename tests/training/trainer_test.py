@@ -142,17 +142,19 @@ def test_what_a_gpu_chose_is_replaced_where_there_is_none(prepared):
 def test_a_gpu_takes_what_it_can(prepared, monkeypatch):
   ada = Capabilities('cuda', 'x', (8, 9), 8 * 10**9, (('triton', '3.6.0'),))
   monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash', 'short'])
-  trainer = build(prepared, tiny.spec(precision__matmul='bf16'))
+  masked = {'curriculum__stages[3]__window': 4}
+  trainer = build(prepared, tiny.spec(precision__matmul='bf16', **masked))
   trainer._capabilities, trainer.device = ada, torch.device('cuda')
   choices = trainer.choices()
   engines = {'linear': 'bf16', 'attention': 'flash', 'vocab_loss': 'triton'}
   elsewhere = {**choices, 'engines': engines, 'attention': ['short', 'flash'] * 5}
   assert trainer.choose(elsewhere) == []
-  assert trainer.choices() == elsewhere
+  attention = ['short', 'flash', 'short', 'sdpa', *['short', 'flash'] * 3]  # a mask is what sdpa alone takes
+  assert trainer.choices() == {**elsewhere, 'attention': attention}
   monkeypatch.setattr(attention_choice, 'candidates', lambda *_: ['sdpa', 'flash'])
   line = 'attention of stages 1, 3, 5, 7, 9 ran through short before the checkpoint and runs through flash here'
   assert trainer.choose(elsewhere) == [line]
-  assert trainer.choices()['attention'] == ['flash'] * 10
+  assert trainer.choices()['attention'] == ['flash'] * 3 + ['sdpa'] + ['flash'] * 6
 
 
 def test_a_checkpoints_attention_is_kept_where_it_is_right(prepared, monkeypatch):
@@ -171,7 +173,7 @@ def test_a_checkpoints_attention_is_kept_where_it_is_right(prepared, monkeypatch
   lengths = [stage.spec.seq_len for stage in trainer.curriculum.stages]
   assert tried == [(lengths[7], ['sdpa', 'short']), (lengths[8], ['sdpa', 'flash'])]
   assert trainer.choices()['attention'][7:] == ['sdpa', 'flash', 'sdpa']
-  assert told[0] == 'stage 8: attention short is left out, as it is off by 0.7 here; please report it'
+  assert told[0] == f'attention in rows of {lengths[7]}: short is left out, as it is off by 0.7 here; please report it'
   assert re.fullmatch(r'attention tried in \d+\.\d s', told[1])
   assert len(told) == 2
 
@@ -213,7 +215,7 @@ def test_attention_that_is_off_on_any_card_is_left_out(prepared, monkeypatch):
   assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'short'
   trainer.processes = Peers(others=([{'sdpa': 1.0}, {'short': float('inf')}],))
   assert trainer._fastest_attention(trainer.curriculum.stages[0], told.append) == 'sdpa'
-  assert told[-1] == 'stage 1: attention short is left out, as it is off by inf here; please report it'
+  assert told[-1] == 'attention in rows of 8: short is left out, as it is off by inf here; please report it'
 
 
 def test_a_single_row_that_does_not_fit_is_one_line(prepared, monkeypatch):

@@ -26,7 +26,7 @@ class StageSpec:
 
   @property
   def masked(self) -> bool:
-    """Whether a query sees less than all of its row before it."""
+    """Whether attention is given a mask besides the causal one."""
     return self.mask_documents or self.window > 0
 
   @property

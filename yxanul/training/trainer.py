@@ -78,7 +78,8 @@ def _elsewhere(what: str, before: str, now: str) -> str:
 
 
 def _left_out(stage: Stage, engine: str, difference: float) -> str:
-  return f'stage {stage.number}: attention {engine} is left out, as it is off by {difference:.2g} here; please report it'
+  rows = f'in rows of {stage.spec.seq_len}'
+  return f'attention {rows}: {engine} is left out, as it is off by {difference:.2g} here; please report it'
 
 
 def _parts(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
@@ -180,7 +181,8 @@ class Trainer:
     for stage, engine in zip(self.curriculum.stages, before, strict=True):
       if engine not in self._possible_attention(stage):
         now = self._attention[stage.index] = self._untried_attention(stage)
-        changed.setdefault((engine, now), []).append(str(stage.number))
+        if not stage.spec.masked:  # which ran through sdpa whatever an older checkpoint says
+          changed.setdefault((engine, now), []).append(str(stage.number))
     for (engine, now), stages in changed.items():
       yield _elsewhere(f'attention of stage{"s" * (len(stages) > 1)} {", ".join(stages)}', engine, now)
 
@@ -220,7 +222,8 @@ class Trainer:
           if kind not in chosen:
             chosen[kind] = self.processes.from_first(choose(stage, tell))
           self._attention[stage.index] = chosen[kind]
-      tell(f'attention tried in {time.perf_counter() - started:.1f} s')
+      if chosen:
+        tell(f'attention tried in {time.perf_counter() - started:.1f} s')
 
     def make(stage: Stage, compiled: bool, reduction: Reduction | None):
       engines = dataclasses.replace(self.engines, attention=self._attention[stage.index])
@@ -276,7 +279,7 @@ class Trainer:
   def _fastest_attention(self, stage: Stage, tell: Callable[[str], None]) -> str:
     taken, off = self._tried_attention(stage, self._possible_attention(stage))
     times = ', '.join(f'{engine} {ms:.2f} ms' for engine, ms in taken.items())
-    tell(f'stage {stage.number}: attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
+    tell(f'attention over 131,072 tokens in rows of {stage.spec.seq_len}: {times or "nothing ran"}')
     for engine, difference in off.items():
       tell(_left_out(stage, engine, difference))
     # Where nothing could be tried it is what was chosen without trying, unless that is known to be wrong.
@@ -291,7 +294,7 @@ class Trainer:
     taken, off = self._tried_attention(stage, ['sdpa', engine])
     if engine in taken:
       return engine
-    does_not_run = f'stage {stage.number}: attention {engine} does not run here; sdpa instead'
+    does_not_run = f'attention in rows of {stage.spec.seq_len}: {engine} does not run here; sdpa instead'
     tell(_left_out(stage, engine, off[engine]) if engine in off else does_not_run)
     return 'sdpa'
 
