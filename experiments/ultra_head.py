@@ -7,12 +7,13 @@ Expected: not yet run; records/ holds what was measured.
 
 By the mission's rule tokens enter the residual stream at a root mean square of 0.0045, and the projection is used twice.
 Variants: `table_std`, `projection_std` (initialization), `input_scale` (of the embeddings, not of the head), `table_lr`,
-`projection_lr` (times the rate), `z_loss`; `gpu`, `source`, `budget_tokens`, `batch` as in ultra.
+`projection_lr` (times the rate), `z_loss`; `shape` and `lr_scale`, of the curriculum, as in ultra_curriculum; `gpu`, `source`,
+`budget_tokens`, `batch` as in ultra.
 """
 
 from ml_collections import ConfigDict
 
-from experiments import ultra
+from experiments import ultra_curriculum
 from yxanul.config.variants import parse_variant
 
 
@@ -29,11 +30,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     table_lr=1.0,
     projection_lr=1.0,
     z_loss=0.0,
+    shape='ten',
+    lr_scale=True,
   )
   model = {key: variant.pop(key) for key in ('table_std', 'projection_std', 'input_scale')}
   rates = {key: variant.pop(f'{key}_lr') for key in ('table', 'projection')}
   z_loss = variant.pop('z_loss')
-  config = ultra.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
+  config = ultra_curriculum.get_config(','.join(f'{key}={value}' for key, value in variant.items()))
   config.name = 'ultra_head'
   config.model.update(model)
   config.optimizer.z_loss = z_loss

@@ -30,6 +30,11 @@ FOUR = 'lengths=256-512-1024-2048'
     ('ultra_batch_warmup', 'ultra', ('curriculum.stages',)),
     ('ultra_head', 'ultra', ('optimizer.groups', 'model.table_std', 'model.projection_std')),
     ('ultra_head:input_scale=16,z_loss=1e-4', 'ultra_head', ('model.input_scale', 'optimizer.z_loss')),
+    (
+      'ultra_head:shape=timeline,lr_scale=false',
+      'ultra_curriculum:shape=timeline,lr_scale=false',
+      ('optimizer.groups', 'model.table_std', 'model.projection_std'),
+    ),
     ('ultra_muon', 'ultra', ('optimizer.groups[0].optimizer',)),
     (
       'best:budget_tokens=2.61e9',
