@@ -283,6 +283,8 @@ def test_the_files_and_extras_that_readme_names_exist():
     ('ablate', 'inheritance_factor_30s', 'a depth to grow, is worth {:.2f} times after 30 s'),
     ('ablate', 'inheritance_factor_100s', 'after 30 s, {:.2f} after 100 and'),
     ('ablate', 'inheritance_factor_450s', '{:.2f} after 450, which one seed'),
+    ('small-head', 'bpb_start_and_input_1.6M', 'end at {:.3f} bits per byte instead of'),
+    ('small-curricula', 'bpb_ten', 'bits per byte instead of {:.3f} at equal text'),
     ('kernel-vocab-loss', 'ms', '{:.0f} ms and 0.37 GB'),
     ('kernel-vocab-loss', 'peer_cce_ms', 'cut-cross-entropy {:.0f} ms'),
     ('kernel-vocab-loss', 'peer_cce_exact_ms', 'or {:.0f} with all gradients'),
