@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / 'yxanul'
 
@@ -83,6 +85,10 @@ def test_the_top_level_is_the_house():
 def test_files_stay_under_400_lines():
   long = {str(p.relative_to(REPOSITORY)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
   assert not long
+
+
+def test_the_files_that_are_said_to_take_longest_exist():
+  assert set(LONG) <= {path.name for path in (REPOSITORY / 'tests').rglob('*_test.py')}
 
 
 def test_main_stays_small():

@@ -8,7 +8,6 @@ syntax is checked, and what of ours they start is parsed.
 """
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -108,17 +107,14 @@ def write_texts(folder: Path) -> None:
 
 
 def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-  return subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+  environment = tiny.environment_of()
+  return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def execute_forked(module: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
   """`python -m MODULE ARGUMENTS` without the seconds of its imports."""
-  process = Program(module, arguments, folder, environment())
+  process = Program(module, arguments, folder, tiny.environment_of())
   return subprocess.CompletedProcess(process.args, *tiny.finish(process, timeout=300))
-
-
-def environment() -> dict[str, str]:
-  return os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)}
 
 
 PARSE = """

@@ -54,7 +54,7 @@ def spec(**more) -> ExperimentSpec:
 
 def start(module: str, *arguments, environment: dict[str, str] | None = None) -> Program:
   """`python -m yxanul.MODULE` in a process of its own, forked; with `environment` instead of this process's."""
-  return Program(f'yxanul.{module}', list(map(str, arguments)), REPOSITORY, _environment(environment))
+  return Program(f'yxanul.{module}', list(map(str, arguments)), REPOSITORY, environment_of(environment))
 
 
 def start_afresh(module: str, *arguments, **more) -> subprocess.Popen:
@@ -65,12 +65,13 @@ def start_afresh(module: str, *arguments, **more) -> subprocess.Popen:
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env=_environment(),
+    env=environment_of(),
     **more,
   )
 
 
-def _environment(own: dict[str, str] | None = None) -> dict[str, str]:
+def environment_of(own: dict[str, str] | None = None) -> dict[str, str]:
+  """`own`, or else this process's, in which the package is found from any folder."""
   return {**(os.environ if own is None else own), 'PYTHONPATH': str(REPOSITORY)}
 
 
@@ -82,7 +83,7 @@ def main(*arguments: str, **more) -> Program:
 def torchrun(processes: int, *arguments, options: tuple[str, ...] = ()) -> Program:
   """`torchrun --nproc_per_node=PROCESSES ARGUMENTS`; its workers start from nothing."""
   words = ['--standalone', f'--nproc_per_node={processes}', *options, *map(str, arguments)]
-  return Program('torch.distributed.run', words, REPOSITORY, _environment({**os.environ, 'OMP_NUM_THREADS': '1'}))
+  return Program('torch.distributed.run', words, REPOSITORY, environment_of({**os.environ, 'OMP_NUM_THREADS': '1'}))
 
 
 def tool(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:

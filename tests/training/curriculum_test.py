@@ -1,11 +1,14 @@
 """The curriculum as a table over tokens."""
 
+import dataclasses
 import itertools
+from fractions import Fraction
 
 import pytest
 
 from yxanul.config import registry
 from yxanul.config.convert import from_config
+from yxanul.config.curriculum_spec import StageSpec
 from yxanul.training.curriculum import Curriculum, token_shares
 
 
@@ -21,6 +24,16 @@ def test_step_shares_become_token_shares():
   parts = [s * t for s, t in zip(steps, tokens, strict=True)]
   assert shares == pytest.approx([p / sum(parts) for p in parts])
   assert sum(shares) == pytest.approx(1.0)
+
+
+def test_shares_do_not_hang_on_how_a_python_sums():
+  """To the last bit those of an exact sum, from which that of these three, as floats, differs before Python 3.12."""
+  spec = ultra().curriculum
+  stages = [(8, 0.0), (16, 0.3), (32, 0.78)]
+  spec = dataclasses.replace(spec, stages=tuple(StageSpec(length, step_share_start=start) for length, start in stages))
+  parts = [0.3 * 8 * 64, (0.78 - 0.3) * 16 * 64, (1 - 0.78) * 32 * 64]
+  exact = float(sum(map(Fraction, parts)))
+  assert token_shares(spec) == [part / exact for part in parts]
 
 
 @pytest.mark.parametrize('variant', ['', ':gpu=h100', ':gpu=h200'])

@@ -197,6 +197,14 @@ def test_attention_is_tried_once_a_length_and_never_under_a_mask(prepared, monke
   assert trainer.choices()['attention'] == ['math', 'math', 'sdpa', 'math', 'sdpa', *['math'] * 5]
 
 
+def test_a_run_whose_stages_all_have_masks_tells_of_no_trials(prepared):
+  more = {f'curriculum__stages[{i}]__mask_documents': True for i in range(10)}
+  trainer, told = build(prepared, tiny.spec(precision__matmul='bf16', **more)), []
+  trainer._measures_attention = True
+  trainer.warm(0, calibrate_first=False, tell=told.append)
+  assert told == []
+
+
 @dataclasses.dataclass(frozen=True)
 class Peers(Processes):
   """The first of several, whose others say what stands here."""
