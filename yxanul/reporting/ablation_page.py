@@ -201,7 +201,8 @@ _TEMPLATE = page.template("""\
 <thead><tr>{% for heading, words in section.headings %}
 <th scope="col"{% if words %} class="words"{% endif %}>{{ heading }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in section.rows %}
-<tr>{% for cell, words in row %}<td{% if words %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell, words in row %}
+<td{% if loop.first %} class="name"{% elif words %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 </section>

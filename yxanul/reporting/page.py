@@ -110,6 +110,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--su
 .samples mark { background: none; color: var(--held); font-weight: 600; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; margin-top: 20px; }
 .facts table, .config table { font-size: 14px; }
+td.name { white-space: normal; overflow-wrap: anywhere; min-width: 24ch; }
 td.words, th.words { white-space: normal; text-align: left; min-width: 26ch; }
 .facts td, .config td { white-space: normal; overflow-wrap: anywhere; text-align: left; padding: 6px 14px;
   vertical-align: top; position: static; }
