@@ -2,8 +2,8 @@
 
 Command:  python -m yxanul.main --config=experiments/baseline_gpt2.py:source=PATH
 Hardware: one GPU with 16 GB
-Expected: 1.657 bits per byte after 22.4M tokens in 450 s on one H200, 1.391 after 59.8M in 1,201 s
-          (records/2026-11-30_ablate). Not yet run to its whole budget.
+Expected: 1.654 bits per byte after 22.4M tokens in 450 s on one H200 (1.652 to 1.657, three seeds), 1.391 after 59.8M in
+          1,201 s (records/2026-12-01_ablate-best). Not yet run to its whole budget.
 
 LayerNorm, GELU, learned positions, full multi-head attention, biases, an embedding table of full width tied to the head,
 GPT-2's own tokenizer, rows of 1024 tokens in batches of 12. 6e-4 was the best of four rates for that batch, and a
