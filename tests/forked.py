@@ -16,11 +16,10 @@ import threading
 import time
 from pathlib import Path
 
-# The third takes a second to import, and a run's first backward pass does. Modules with a `main` define flags: none of those.
+# Modules with a `main` define flags: none of those.
 PRELOADED = (
   'yxanul.run',
   'tests.faults.table',
-  'torch._dynamo',
   'torch.distributed.run',
   'yxanul.config.cli',
   'yxanul.study.apart',

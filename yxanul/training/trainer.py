@@ -39,7 +39,10 @@ def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.devi
     torch.set_num_threads(spec.training.threads)
   if spec.training.deterministic:
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-  torch.use_deterministic_algorithms(spec.training.deterministic)
+  if capabilities.device == 'cuda' or spec.training.execution == 'compile':
+    torch.use_deterministic_algorithms(spec.training.deterministic)
+  else:  # the same without Inductor, whose import takes seconds, where nothing is compiled
+    torch.set_deterministic_debug_mode('error' if spec.training.deterministic else 'default')
   torch.backends.cuda.matmul.fp32_precision = 'tf32' if spec.precision.tf32 else 'ieee'
   if capabilities.device == 'cuda' and spec.training.gpu_memory_gb:
     torch.cuda.set_per_process_memory_fraction(min(1.0, spec.training.gpu_memory_gb * 1e9 / capabilities.memory_bytes))
