@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -87,7 +88,8 @@ def svg(draw: Draw, description: str) -> str:
   with mpl.rc_context({**_style(_STANDINS), 'svg.hashsalt': description}):
     buffer = io.StringIO()
     metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-    _figure(draw, _STANDINS).savefig(buffer, format='svg', metadata=metadata)
+    # Not savefig, which draws twice where there is a layout to find.
+    FigureCanvasSVG(_figure(draw, _STANDINS)).print_svg(buffer, metadata=metadata)
   drawn = buffer.getvalue()
   drawn = drawn[drawn.index('<svg') :]
   view_box = re.search(r'viewBox="[^"]*"', drawn).group()
