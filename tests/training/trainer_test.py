@@ -4,11 +4,12 @@ import dataclasses
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
 
-from tests import tiny
+from tests import forked, tiny
 from tests.faults.memory import limit_memory
 from tests.training.step_test import clone
 from yxanul.config import registry
@@ -320,6 +321,20 @@ def test_a_cpu_has_the_machines_memory(prepared):
   trainer.warm(0, calibrate_first=False, tell=told.append)
   assert 'stage 10 (length 192): 2 rows need about' in told[-1]
   assert '--config.curriculum.stages[9].batch_size=1' in told[-1]
+
+
+def set_up(deterministic: bool) -> None:
+  trainer_lib.set_up_torch(tiny.spec(training__deterministic=deterministic), Capabilities('cpu'))
+  assert torch.are_deterministic_algorithms_enabled() is deterministic
+  assert 'torch._dynamo' not in sys.modules
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_where_nothing_is_compiled_no_compiler_is_imported(deterministic):
+  process = forked.context().Process(target=set_up, args=(deterministic,))
+  process.start()
+  process.join()
+  assert process.exitcode == 0
 
 
 def test_what_counts_as_out_of_memory():
