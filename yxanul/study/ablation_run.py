@@ -51,11 +51,12 @@ class Ablation:
       for failure in runs:
         if failure:
           fail(failure)
-        self.write()
+        else:
+          self.write()
 
-    self.write()
     ready = self.members
     if not self._is_finished():  # what is needs no text, which may be on another machine
+      self.write()
       ready, without_text = texts.prepare(self.members, self.workdir, apart, tell)
       for failure in without_text:
         fail(failure)

@@ -26,7 +26,7 @@ _FEW_STEPS = 300  # fewer, and what is compared is how well the experiments do w
 def train(
   members: Sequence[Member], seeds: Sequence[int], seconds: float, workdir: Path, apart: Apart, tell: Tell
 ) -> Iterator[str | None]:
-  """Trains what is not finished, seed after seed, each run in a process of its own; yields after each.
+  """Trains what is not finished, seed after seed, each run in a process of its own; yields after each of these.
 
   A finished run keeps its configuration, log, result and report: a family's checkpoints would take 60 GB a seed.
 
@@ -34,7 +34,7 @@ def train(
     seconds: of training, for each run; 0: its experiment's own budget of tokens.
 
   Yields:
-    None, or the line that says that a run failed. The others go on.
+    None, or the line that says that a run failed, one that was finished before included. The others go on.
 
   Raises:
     Stopped: on request, with the run under way saved.
@@ -52,7 +52,8 @@ def train(
             yield f'{member.name}, seed {seed}: finished before with other values ({"; ".join(others)}); {wants}'
           else:
             tell(f'{member.name}, seed {seed}: finished before')
-            yield _put_away(folder, f'{member.name}, seed {seed}')
+            if failure := _put_away(folder, f'{member.name}, seed {seed}'):
+              yield failure
           continue
         if seconds:
           spec = _with_budget(spec, _budget(member, seed, seconds, workdir, apart, tell))
