@@ -22,7 +22,7 @@ PRELOADED = (
   'tests.faults.table',
   'torch.distributed.run',
   'yxanul.config.cli',
-  'yxanul.study.apart',
+  'yxanul.study.ablation_run',
   'datasketch',
   'pyarrow.parquet',
 )
