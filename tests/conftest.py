@@ -15,7 +15,7 @@ from tests.faults.world import World
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Files that take longest, the longest first: where several processes share the files, one of these begun last would run alone.
-LONG = ('quickstart_test.py', 'main_test.py', 'readme_test.py', 'distributed_run_test.py', 'faults_test.py')
+LONG = ('quickstart_test.py', 'readme_test.py', 'faults_test.py', 'distributed_run_test.py', 'main_test.py', 'ablate_test.py')
 
 
 def pytest_collection_modifyitems(config, items):
