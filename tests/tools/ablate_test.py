@@ -83,11 +83,13 @@ def test_what_is_finished_is_told_again_where_its_text_is_not(command, tmp_path)
   workdir, arguments = command
   copied = tmp_path / 'runs'
   shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns('data'))
-  (copied / '0.4s' / 'ablation.json').unlink()
+  for name in ('ablation.json', 'index.html'):
+    (copied / '0.4s' / name).unlink()
   status, output, errors = tiny.finish(start(*arguments, f'--workdir={copied}', '--config.data.source=elsewhere'))
   assert status == 0, errors
   assert output.count('finished before') == 5  # three, and two rates
   assert json.loads((copied / '0.4s' / 'ablation.json').read_text())['runs']
+  assert (copied / '0.4s' / 'index.html').exists()
   status, _, errors = tiny.finish(start(*arguments, f'--workdir={copied}', '--config.data.source=elsewhere', '--seeds=2'))
   assert status == 1
   assert "config.data.source: 'elsewhere'" in errors

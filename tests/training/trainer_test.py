@@ -330,7 +330,7 @@ def set_up(deterministic: bool) -> None:
 
 
 @pytest.mark.parametrize('deterministic', [True, False])
-def test_where_nothing_is_compiled_no_compiler_is_imported(deterministic):
+def test_setting_up_imports_no_compiler_where_nothing_is_compiled(deterministic):
   process = forked.context().Process(target=set_up, args=(deterministic,))
   process.start()
   process.join()

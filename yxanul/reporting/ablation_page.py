@@ -101,7 +101,8 @@ TREND: Columns = (
   ('strong', 'as soon as the better\nstrong baseline', _own),
 )
 _WORDS = {'says', 'how'}  # sentences
-_LEFT = {'saving', 'name', 'against', 'claim', *_WORDS}
+_NAMES = {'name', 'against'}  # of runs, which may be long
+_LEFT = {'saving', 'claim', *_NAMES, *_WORDS}
 _FOUND = {'factors': ('alone', 'in_stack'), 'goals': ('measured',), 'parts': ('found',), 'trend': ('baseline', 'strong')}
 _FOUND |= {'variants': ('factor',), 'tuning': ('final_bpb',)}
 
@@ -127,6 +128,10 @@ def command_line_tables(result: Row) -> list[Table]:
     )
     if _says_something(result, key)
   ]
+
+
+def _class(column: str) -> str:
+  return 'words' if column in _WORDS else 'name' if column in _NAMES else ''
 
 
 def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder: Path) -> Path:
@@ -155,8 +160,8 @@ def write_page(result: Row, panels: Mapping[str, Mapping[str, RunFiles]], folder
     sections=[
       {
         'title': title,
-        'headings': [(heading, column in _WORDS) for column, heading, _ in columns],
-        'rows': [[(write(row[column]), column in _WORDS) for column, _, write in columns] for row in result[key]],
+        'headings': [(heading, _class(column)) for column, heading, _ in columns],
+        'rows': [[(write(row[column]), _class(column)) for column, _, write in columns] for row in result[key]],
       }
       for title, key, columns in sections
       if _says_something(result, key)
@@ -198,11 +203,10 @@ _TEMPLATE = page.template("""\
 <section>
 <h2>{{ section.title }}</h2>
 <div class="wide"><table>
-<thead><tr>{% for heading, words in section.headings %}
-<th scope="col"{% if words %} class="words"{% endif %}>{{ heading }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for heading, kind in section.headings %}
+<th scope="col"{% if kind %} class="{{ kind }}"{% endif %}>{{ heading }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in section.rows %}
-<tr>{% for cell, words in row %}
-<td{% if loop.first %} class="name"{% elif words %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell, kind in row %}<td{% if kind %} class="{{ kind }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 </section>

@@ -1,4 +1,4 @@
-"""Runs an ablation as far as it goes, and writes what it says after every run."""
+"""Runs an ablation as far as it goes, and writes what it says after every run that ended well."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """What was asked for. After every run WORKDIR/SECONDSs has ablation.json, index.html and its plots."""
+  """What was asked for. WORKDIR/SECONDSs has ablation.json, index.html and its plots; `write` makes them anew."""
 
   stem: str  # the experiment in question
   model: ModelSpec  # its own, for the arithmetic of its parts
@@ -33,7 +33,7 @@ class Ablation:
   envelope: Row  # what the record says besides: 'what', 'command', 'versions'
 
   def run(self, apart: Apart, tell: Tell) -> list[str]:
-    """Trains what is not finished.
+    """Trains what is not finished, and writes after each run that ended well; whoever calls writes at the end.
 
     Returns:
       A line for every run that failed.

@@ -26,7 +26,7 @@ _FEW_STEPS = 300  # fewer, and what is compared is how well the experiments do w
 def train(
   members: Sequence[Member], seeds: Sequence[int], seconds: float, workdir: Path, apart: Apart, tell: Tell
 ) -> Iterator[str | None]:
-  """Trains what is not finished, seed after seed, each run in a process of its own; yields after each of these.
+  """Trains what is not finished, seed after seed, each run in a process of its own.
 
   A finished run keeps its configuration, log, result and report: a family's checkpoints would take 60 GB a seed.
 
@@ -34,7 +34,8 @@ def train(
     seconds: of training, for each run; 0: its experiment's own budget of tokens.
 
   Yields:
-    None, or the line that says that a run failed, one that was finished before included. The others go on.
+    None after a run that ended well, or the line that says why one failed; the others go on. Of a run that was finished before
+    only such a line: it had other values, or its loss is no number.
 
   Raises:
     Stopped: on request, with the run under way saved.

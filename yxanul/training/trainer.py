@@ -41,7 +41,7 @@ def set_up_torch(spec: ExperimentSpec, capabilities: Capabilities) -> torch.devi
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
   if capabilities.device == 'cuda' or spec.training.execution == 'compile':
     torch.use_deterministic_algorithms(spec.training.deterministic)
-  else:  # the same without Inductor, whose import takes seconds, where nothing is compiled
+  else:  # the same, but that Inductor is not told: its import takes seconds, and on a CPU nothing else is compiled
     torch.set_deterministic_debug_mode('error' if spec.training.deterministic else 'default')
   torch.backends.cuda.matmul.fp32_precision = 'tf32' if spec.precision.tf32 else 'ieee'
   if capabilities.device == 'cuda' and spec.training.gpu_memory_gb:
