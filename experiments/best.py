@@ -6,7 +6,7 @@ Result:   1.164 bits per byte after 150 s of training (1.1631 to 1.1641, three s
           records/2026-12-01_ablate-best. GPT-2 in FP32 comes to 1.654 in 450 s and to 1.391 in 1,201, `best` in 5.1 and 26 s:
           88 (three seeds) and 47 times as soon. GPT-2 in BF16, its rate the better of two, comes to 1.170 in 464 s, `best` in
           135: 3.4 times as soon, three seeds; at the best of three to 1.357 in 125 s, `best` in 35: 3.6 times.
-          A run of 30 s ends at 1.304 (one seed)
+          A run of 30 s ends at 1.303 (two seeds)
 
 Model, tokenizer, FP8 and kernels are ultra's. What differs, and what it was worth after some 100 s, in bits per byte, each over
 what stands above it, the first two figures with all blocks and rows from 256 (one seed each; that record and

@@ -1,11 +1,11 @@
 """ultra under another length curriculum: constant, later, by the token timeline, by window; with and without rate scales.
 
 Command:  python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,batch=0.125,source=PATH --seconds=120
-          --only=ultra,ultra_curriculum:shape=timeline,lr_scale=false --workdir=runs/ablate
+          --only=ultra,ultra_curriculum:shape=timeline --workdir=runs/ablate
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
-Expected: gpu=h200,batch=0.125, two minutes, one seed each, bits per byte: `timeline` at the full rate 1.814, `ten` 1.852 at the
-          full rate and 1.874 as it is in ultra, `from32` 1.882, `constant` 1.922, `window` 2.063 (records/2026-11-30_ablate);
-          the others in a copy with 1.2M parameters (records/2026-12-01_small-curricula)
+Result:   gpu=h200,batch=0.125, two minutes, one seed each, bits per byte, as it is and at the full rate: `timeline` 1.793 and
+          1.814, `late` 1.843 and 1.851, `ten` 1.874 and 1.852, `from32` 1.882 and 1.875, `constant` 1.922, `window` 2.063 and
+          2.048 (records/2026-11-30_ablate); at equal text in a copy with 1.2M parameters: records/2026-12-01_small-curricula
 
 Variants: `shape`:
 - `ten`: the mission's ten stages, as in ultra;
