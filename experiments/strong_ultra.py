@@ -3,7 +3,8 @@
 Command:  python -m yxanul.main --config=experiments/strong_ultra.py:source=PATH,lr=2.4e-3,budget_tokens=34.8e6
 Hardware: one GPU with BF16 (Ampere and later); rows go through in parts where the memory is small
 Result:   1.829 bits per byte after 123 s on one H200 at 2.4e-3, where ultra with an eighth of its batches and a rate that
-          nobody chose comes to 1.874; at 4.8e-3 1.938, at 1.2e-3 and 6e-4 worse after 30 s (one seed; records/2026-11-30_ablate)
+          nobody chose comes to 1.874; at 4.8e-3 1.938, at 1.2e-3 and 6e-4 worse after 30 s (one seed each;
+          records/2026-11-30_ablate)
 
 What FP8, the curriculum and the largest batches have to beat on the same model and tokenizer. A step has as many tokens
 as one of strong_gpt2, by analogy; no other was tried. The rate that it has by default is ultra's, for long runs; `tools.ablate
