@@ -4,7 +4,7 @@ import pytest
 
 from tests.study.pairs_test import run
 from yxanul.config import registry
-from yxanul.study import ablation
+from yxanul.study import ablation, ablation_run
 
 TIMES = (1, 2, 4, 8, 16)
 BPB = (4.0, 3.0, 2.5, 2.2, 2.0)
@@ -262,3 +262,18 @@ def test_notes_warn_of_what_makes_a_table_worthless():
   uneven = {'baseline_gpt2': {0: at_speed(1.0), 1: at_speed(1.0)}, 'ultra': {i: at_speed(1.0) for i in range(3)}}
   assert ablation.result({16: uneven}, 'ultra', 16)['notes'] == []
   assert 'ultra 16.0 s' in ' '.join(ablation.result({20: runs}, 'ultra', 20)['notes'])
+
+
+def test_variants_of_an_experiment_share_a_plot_and_every_run_is_in_one():
+  curricula = [f'ultra_curriculum-shape={shape}' for shape in ('from32', 'late', 'ten', 'timeline', 'window', 'x', 'y')]
+  more = [*curricula, 'part_gqa', 'part_rmsnorm_swiglu', 'ultra_head-projection_std=0.1', 'strong_gpt2-lr=0.1']
+  runs = WHOLE | {name: {0: at_speed(2.5)} for name in more}
+  panels = {title: list(its) for title, its in ablation_run._panels(list(runs), runs, 'ultra').items()}
+  shared = ['baseline_gpt2', 'ultra']
+  assert panels['ultra_curriculum'] == [*shared, *curricula[:6]]
+  assert panels['ultra_curriculum, 2'] == [*shared, curricula[6]]
+  assert panels['strong_gpt2'] == [*shared, 'strong_gpt2', 'strong_gpt2-lr=0.1']
+  assert panels['Others'] == [*shared, 'strong_ultra', 'part_gqa', 'part_rmsnorm_swiglu', 'ultra_head-projection_std=0.1']
+  assert panels['The stack'][-1] == 'strong_gpt2'  # the better of the strong ones
+  assert {name for its in panels.values() for name in its} == set(runs)
+  assert all(len(its) <= 8 for its in panels.values())

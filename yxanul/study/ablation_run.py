@@ -121,15 +121,25 @@ def _goals_panel(by_budget: Mapping[float, ablation.Runs], seconds: float, stem:
 
 
 def _panels(names: Sequence[str], runs: ablation.Runs, stem: str) -> dict[str, dict[str, RunFiles]]:
-  """The first seed of each run: what stands alone over the baseline, what is in or off the stack, parts and variants."""
+  """The first seed of each run: what stands alone over the baseline, what is off the stack, and the others by experiment."""
   first = {name: next(iter(runs[name].values())) for name in names}
   alone = [name for name in names if name.startswith('baseline_') and name != ablation.BASELINE]
-  stack = [name for name in names if name.startswith((f'{stem}_no_', *ablation.STRONG))]
+  stack = [name for name in names if name.startswith(f'{stem}_no_')]
   others = [name for name in names if name not in (*alone, *stack, stem, ablation.BASELINE)]
-  panels = {'Savings alone': [ablation.BASELINE, *alone, stem], 'The stack': [stem, *stack]}
+  panels = {'Savings alone': [ablation.BASELINE, *alone, stem], 'The stack': [stem, *stack, ablation.best_strong(runs)]}
   # As many plots as it takes: each has a colour for a run.
   shared = [name for name in (ablation.BASELINE, stem) if name in first]
   room = MOST_RUNS - len(shared)
-  for start in range(0, len(others), room):
-    panels[f'Others, {start // room + 1}' if start else 'Others'] = [*shared, *others[start : start + room]]
+  for title, its in _by_experiment(others).items():
+    for start in range(0, len(its), room):
+      panels[f'{title}, {start // room + 1}' if start else title] = [*shared, *its[start : start + room]]
   return {title: {name: first[name] for name in chosen[:MOST_RUNS] if name in first} for title, chosen in panels.items()}
+
+
+def _by_experiment(names: Sequence[str]) -> dict[str, list[str]]:
+  """Variants under the name of their experiment, those that have no other beside them under `Others`."""
+  found: dict[str, list[str]] = {}
+  for name in names:
+    found.setdefault(name.partition('-')[0], []).append(name)
+  single = [name for its in found.values() if len(its) == 1 for name in its]
+  return {title: its for title, its in found.items() if len(its) > 1} | ({'Others': single} if single else {})
