@@ -4,8 +4,8 @@ Command:  python -m yxanul.main --config=experiments/ultra.py:gpu=h100 --config.
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Expected: 435k tokens/s over the schedule on one H200 (records/2026-11-29_bench-ultra); 1.863 bits per byte after 19M tokens in
           55 s of training (records/2026-11-22_ultra-run), with an earlier order of the text; gpu=h200,batch=0.125: 1.874 after
-          51M in 122 s, 1.742 by another start of the projection (ultra_head:projection_std=0.088) and 1.793 by another
-          curriculum (ultra_curriculum:shape=timeline; records/2026-11-30_ablate). Not yet run to its whole budget.
+          51M in 122 s; each alone, another start of the projection (ultra_head:projection_std=0.088) 1.742 and another
+          curriculum (ultra_curriculum:shape=timeline) 1.793 (records/2026-11-30_ablate). Not yet run to its whole budget.
 
 Variants, as `ultra.py:key=value,...`: `gpu` sets the memory class and with it the batch (24 GB: 1x, 80 GB: 2x, 141 GB: 4x),
 `source` the text (a path or a hub name), `budget_tokens` the length of the run, `batch` multiplies the batch of every stage

@@ -4,14 +4,15 @@ Command:  python -m yxanul.tools.ablate --config=experiments/ultra.py:gpu=h200,b
           --only=ultra,ultra_curriculum:shape=timeline --workdir=runs/ablate
 Hardware: one Hopper GPU (H100, H200); gpu=rtx4090 sets the 24 GB table
 Result:   gpu=h200,batch=0.125, two minutes, one seed each, bits per byte, as it is and at the full rate: `timeline` 1.793 and
-          1.814, `late` 1.843 and 1.851, `ten` 1.874 and 1.852, `from32` 1.882 and 1.875, `constant` 1.922, `window` 2.063 and
-          2.048 (records/2026-11-30_ablate); at equal text in a copy with 1.2M parameters: records/2026-12-01_small-curricula
+          1.814, `late` 1.843 and 1.851, `ten` 1.874 and 1.852, `from32` 1.882 and 1.875, `window` 2.063 and 2.048;
+          `constant`, as ultra_no_curriculum, 1.922 (records/2026-11-30_ablate). At equal text, in a copy with
+          1.2M parameters: records/2026-12-01_small-curricula
 
 Variants: `shape`:
 - `ten`: the mission's ten stages, as in ultra;
 - `constant`: rows of 2048 from the first step to the last;
 - `from32`: ultra's without lengths 8 and 16, whose steps go to 32;
-- `late`: four stages, the shortest 256;
+- `late`: four stages, the shortest 256; what it is where no shape is asked for;
 - `timeline`: ultra's ten, with the tokens of the mission's phases, evenly within a phase;
 - `window`: rows of 2048 throughout, in which attention reaches back over ultra's lengths, for ultra's shares of the tokens;
 `lr_scale=false` runs every stage at the full rate; `gpu`, `source`, `budget_tokens`, `batch` as in ultra.
