@@ -19,7 +19,7 @@ def run(seconds, bpb, tokens_per_second=100.0, name='x', seed=0, peak_lr=1e-3, *
   training = [{'tokens': n, 'bytes': 4 * n} for n in (tokens / 2, tokens)]
   totals = {'tokens': tokens, 'bytes': 4 * tokens, 'seconds_training': float(seconds[-1]), 'seconds_warming': 1.0}
   result = {**totals, 'skipped_steps': 0, 'hardware': 'a card', 'versions': {}, **result}
-  config = {'name': name, 'seed': seed, 'optimizer': {'peak_lr': peak_lr}}
+  config = {'name': name, 'seed': seed, 'optimizer': {'peak_lr': peak_lr}, 'curriculum': {'budget_tokens': tokens}}
   return RunFiles(None, config, training, evaluations, [], result, None)
 
 

@@ -300,7 +300,8 @@ def _rates_of_variants(name: str, runs: Runs) -> dict[float, float]:
 
   def but_for_the_rate(variant: str) -> Row:
     config = configs[variant]
-    return {**config, 'seed': None, 'optimizer': {**config['optimizer'], 'peak_lr': None}}
+    curriculum = {**config['curriculum'], 'budget_tokens': None}  # what the seconds of the budget come to, timed anew or not
+    return {**config, 'seed': None, 'optimizer': {**config['optimizer'], 'peak_lr': None}, 'curriculum': curriculum}
 
   best = min(variants, key=lambda variant: _final_bpb(variants[variant]), default=None)
   alike = [variant for variant in variants if but_for_the_rate(variant) == but_for_the_rate(best)]
