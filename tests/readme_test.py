@@ -253,7 +253,7 @@ def test_the_files_and_extras_that_readme_names_exist():
     ('ablate', 'ultra_projection_factor_120s', '1.742, {:.2f} times as soon as `ultra`; with'),
     ('ablate', 'ultra_other_start_bpb_120s', 'some of it back: {:.3f}. In'),
     ('ablate', 'ultra_other_start_and_timeline_bpb_120s', 'the token timeline at the full rate **{:.3f}**, 3.09'),
-    ('ablate', 'ultra_other_start_and_timeline_bpb_120s', 'timeline at the full rate it ends at {:.3f} ('),
+    ('ablate', 'ultra_other_start_and_timeline_bpb_120s', 'timeline at the full rate `ultra` ends at {:.3f} ('),
     ('ablate', 'ultra_token_timeline_bpb_120s', '(`shape=timeline`) | **{:.3f}** |'),
     ('ablate', 'ultra_token_timeline_at_the_full_rate_bpb_120s', '| **1.793** | {:.3f} |'),
     ('ablate', 'ultra_late_bpb_120s', '(`late`) | {:.3f} |'),
