@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.small_shards import make_shards
+from tests.data.small_shards import END, make_shards
 from yxanul.data import shards
 
 
@@ -48,6 +48,16 @@ def test_another_format(folder):
 def test_another_tokenizer(folder):
   message = r'train: made with tokenizer test of 1000 entries, got f00df00df00d of 50257 entries$'
   refused(folder, message, tokenizer=Other)
+
+
+@pytest.mark.parametrize(('name', 'own', 'wrong'), [('vocab_size', 1000, 1001), ('end_of_text_id', END, END + 1)])
+def test_a_number_that_is_not_the_tokenizers(folder, name, own, wrong):
+  class Own:
+    fingerprint, vocab_size, end_of_text_id = 'test', 1000, END
+
+  assert shards.open(folder, Own).n_documents == 3
+  change(folder / 'manifest.json', **{name: wrong})
+  refused(folder, rf'manifest.json: {name} is {wrong}, the tokenizer has {own}$', tokenizer=Own)
 
 
 def test_a_file_of_another_size(folder):

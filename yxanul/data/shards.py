@@ -111,8 +111,10 @@ def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Sha
   if tokenizer is not None and manifest['tokenizer'] != tokenizer.fingerprint:
     made = f'tokenizer {manifest["tokenizer"][:12]} of {manifest["vocab_size"]} entries'
     raise ValueError(f'{folder}: made with {made}, got {tokenizer.fingerprint[:12]} of {tokenizer.vocab_size} entries')
-  if tokenizer is not None and manifest['end_of_text_id'] != tokenizer.end_of_text_id:
-    raise ValueError(f'{path}: end of text {manifest["end_of_text_id"]}, the tokenizer has {tokenizer.end_of_text_id}')
+  if tokenizer is not None:
+    for name in ('vocab_size', 'end_of_text_id'):
+      if manifest[name] != getattr(tokenizer, name):
+        raise ValueError(f'{path}: {name} is {manifest[name]}, the tokenizer has {getattr(tokenizer, name)}')
   files = [
     (folder / f'{shard["name"]}.{kind}.npy', file) for shard in manifest['shards'] for kind, file in shard['files'].items()
   ]
