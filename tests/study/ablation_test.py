@@ -248,7 +248,7 @@ def test_rates_that_were_tried_as_variants_are_rates_that_were_tried():
   tuning = ablation.rate_rows('strong_gpt2', {5e-4: 2.2, 1e-3: 2.1, 2e-3: 2.0})
   assert 'an end' in ablation.tuning_notes(tuning, two)[0]
   assert ablation.tuning_notes(tuning, two | at_rate(4e-3, 0.2)) == []
-  assert 'an end' in ablation.tuning_notes(tuning, two | at_rate(4e-3, -0.2))[0]
+  assert 'strong_gpt2 did best at 0.004, an end' in ablation.tuning_notes(tuning, two | at_rate(4e-3, -0.2))[0]
   # What differs in more than the rate says nothing of the rate.
   assert 'an end' in ablation.tuning_notes([], two | at_rate(4e-3, 0.2, name='another batch'))[0]
 

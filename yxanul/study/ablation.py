@@ -269,28 +269,22 @@ def rate_rows(name: str, final_bpb: Mapping[float, float | None]) -> list[Row]:
 
 
 def tuning_notes(tuning: Sequence[Row], runs: Runs) -> list[str]:
-  """Whether the rates of the strong baselines may be believed: `rate_rows` of the tuning, or else those of their variants."""
+  """Whether the rates of the strong baselines may be believed: `rate_rows` of the tuning, and those of their variants."""
   found, untuned = [], []
   for name in STRONG:
-    variants = _rates_of_variants(name, runs)
     rows = [row for row in tuning if row['name'] == name]
-    if not any(row['chosen'] for row in rows):
-      rows = rate_rows(name, variants)
+    if whole := _rates_of_variants(name, runs):
+      # Whole runs say which rate did best; the shorter ones of the tuning, which rates were tried besides.
+      tuned = (row['rate'] for row in rows) if any(row['chosen'] for row in rows) else ()
+      rows = rate_rows(name, dict.fromkeys(tuned) | whole)
     if len(rows) == 1:
       untuned.append(name)
     else:
-      ends = [row['rate'] for row in rows if row['at_the_end'] and not _worse_beyond(row['rate'], rows, variants)]
+      ends = [row['rate'] for row in rows if row['at_the_end']]
       found += [f'{name} did best at {rate:g}, an end of the rates that were tried: another may be better' for rate in ends]
   if untuned:
     found.insert(0, f'the learning rate of {" and ".join(untuned)} is a rule of thumb: --rates tunes it')
   return found
-
-
-def _worse_beyond(end: float, rows: Sequence[Row], final_bpb: Mapping[float, float]) -> bool:
-  """Whether a variant at a rate beyond this end of the rows came out worse than the one at the end."""
-  highest = end == max(row['rate'] for row in rows)
-  beyond = [bpb for rate, bpb in final_bpb.items() if (rate > end if highest else rate < end)]
-  return end in final_bpb and any(bpb > final_bpb[end] for bpb in beyond)
 
 
 def _rates_of_variants(name: str, runs: Runs) -> dict[float, float]:
