@@ -108,10 +108,10 @@ def open(folder: Path | str, tokenizer: Any = None, verify: bool = False) -> Sha
     raise ValueError(f'{path}: format {got!r}, wants {FORMAT!r}')
   if reason := _wrong(manifest):
     raise ValueError(f'{path}: {reason}')
-  if tokenizer is not None and manifest['tokenizer'] != tokenizer.fingerprint:
-    made = f'tokenizer {manifest["tokenizer"][:12]} of {manifest["vocab_size"]} entries'
-    raise ValueError(f'{folder}: made with {made}, got {tokenizer.fingerprint[:12]} of {tokenizer.vocab_size} entries')
   if tokenizer is not None:
+    if manifest['tokenizer'] != tokenizer.fingerprint:
+      made = f'tokenizer {manifest["tokenizer"][:12]} of {manifest["vocab_size"]} entries'
+      raise ValueError(f'{folder}: made with {made}, got {tokenizer.fingerprint[:12]} of {tokenizer.vocab_size} entries')
     for name in ('vocab_size', 'end_of_text_id'):
       if manifest[name] != getattr(tokenizer, name):
         raise ValueError(f'{path}: {name} is {manifest[name]}, the tokenizer has {getattr(tokenizer, name)}')
